@@ -1,0 +1,69 @@
+"""The evidence lower bound (ELBO), in nats (used in chapter 8)."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vae_book.device import standard_normal
+from vae_book.divergences import gaussian_kl
+from vae_book.likelihoods import Likelihood
+from vae_book.models import VAE
+
+
+class Elbo(NamedTuple):
+    """The two terms of the bound, for each image, in nats.
+
+    Attributes:
+        log_likelihood: the estimate of E_q[log p(x | z)].
+        kl: KL(q(z | x) || p(z)), exact.
+    """
+
+    log_likelihood: Float[Tensor, "..."]
+    kl: Float[Tensor, "..."]
+
+    @property
+    def value(self) -> Tensor:
+        """The bound itself: ``log_likelihood - kl``."""
+        return self.log_likelihood - self.kl
+
+
+def elbo(
+    model: VAE,
+    x: Float[Tensor, "n channels height width"],
+    eps: Float[Tensor, "*samples n d"] | None = None,
+    *,
+    n_samples: int = 1,
+    generator: torch.Generator | None = None,
+) -> Elbo:
+    """A lower bound on log p(x) for each image: E_q[log p(x | z)] - KL(q(z | x) || p(z)).
+
+    Equation ``eq-elbo``; Kingma and Welling (2014), equations 3 and 10. The expectation is
+    averaged over samples of z, the KL is exact.
+
+    Args:
+        model: the VAE.
+        x: images, shape (n, channels, height, width).
+        eps: the noise to use, shape (n, d) or (samples, n, d); None draws it.
+        n_samples: how many draws for each image when eps is None.
+        generator: the CPU generator to draw from when eps is None.
+
+    Raises:
+        ValueError: n_samples is not positive, or x does not fit the model.
+    """
+    if eps is None:
+        if n_samples < 1:
+            raise ValueError(f"n_samples: expected 1 or more, got {n_samples}")
+        eps = standard_normal((n_samples, len(x), model.latent), generator, x.device)
+    params, mu, log_var = model(x, eps)
+    return elbo_terms(model.likelihood, x, params, mu, log_var)
+
+
+def elbo_terms(
+    likelihood: Likelihood, x: Tensor, params: Tensor, mu: Tensor, log_var: Tensor
+) -> Elbo:
+    """The bound from what ``VAE.forward`` gives; see `elbo`."""
+    log_likelihood = likelihood.log_prob(x, params)
+    samples = tuple(range(log_likelihood.ndim - 1))  # every axis but the images'
+    return Elbo(log_likelihood.mean(samples) if samples else log_likelihood, gaussian_kl(mu, log_var))

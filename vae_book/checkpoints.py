@@ -1,0 +1,108 @@
+"""Training runs on disk: what it takes to use a model again, or to go on training it.
+
+A checkpoint is one file, read with ``torch.load(weights_only=True)``: it can hold numbers, but no
+code.
+"""
+
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from vae_book.device import best_device
+from vae_book.likelihoods import Bernoulli
+from vae_book.models import VAE
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after an epoch.
+
+    Attributes:
+        architecture: the arguments of the model.
+        weights: the model's state.
+        optimizer: the optimizer's state.
+        history: the fields of `vae_book.training.History`.
+        settings: those that a resumed run must share.
+    """
+
+    architecture: dict
+    weights: dict
+    optimizer: dict
+    history: dict
+    settings: dict
+
+    def model(self, device: torch.device | str | None = None) -> VAE:
+        """The trained model, on ``device`` or on the best one."""
+        arguments = {**self.architecture, "likelihood": Bernoulli(**self.architecture["likelihood"])}
+        model = VAE(**arguments)
+        model.load_state_dict(self.weights)
+        return model.to(best_device() if device is None else device)
+
+    def restore(self, model: VAE, optimizer: torch.optim.Optimizer, settings: dict) -> dict:
+        """Put model and optimizer back into this state; returns the history's fields.
+
+        Raises:
+            ValueError: the model or the settings are not those of the run.
+        """
+        asked = {**settings, **_architecture(model)}
+        saved = {**self.settings, **self.architecture}
+        differing = [
+            f"{name} was {saved.get(name)!r} and is now {asked.get(name)!r}"
+            for name in sorted(saved.keys() | asked.keys())
+            if saved.get(name) != asked.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                "resume: the checkpoint comes from another run; start a new one, or use its "
+                f"settings again ({'; '.join(differing)})"
+            )
+        model.load_state_dict(self.weights)
+        optimizer.load_state_dict(self.optimizer)
+        return self.history
+
+
+def write_checkpoint(
+    path: Path | str,
+    model: VAE,
+    optimizer: torch.optim.Optimizer,
+    history: dict,
+    settings: dict,
+) -> None:
+    """Write a checkpoint, whole or not at all: a crash leaves the one before it in place."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = Checkpoint(
+        _architecture(model), model.state_dict(), optimizer.state_dict(), history, settings
+    )
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+        torch.save({name: getattr(content, name) for name in Checkpoint.__dataclass_fields__}, file)
+    os.replace(file.name, path)
+
+
+def read_checkpoint(path: Path | str) -> Checkpoint:
+    """Read a checkpoint; its tensors are on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or not a checkpoint.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no checkpoint at {path}")
+    try:
+        return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch.load raises a dozen kinds of error on a damaged file
+        raise ValueError(
+            f"path: {path} is damaged or not a checkpoint of vae_book ({type(error).__name__})"
+        ) from error
+
+
+def _architecture(model: VAE) -> dict:
+    return {
+        "latent": model.latent,
+        "hidden": model.hidden,
+        "image_shape": list(model.image_shape),
+        "likelihood": asdict(model.likelihood),  # type: ignore[call-overload]
+    }

@@ -1,0 +1,101 @@
+"""Where tensors live and where noise comes from (explained in chapter 8).
+
+Noise is always drawn on the CPU and then moved, because a GPU's generator gives other numbers for
+the same seed: drawn on the CPU, the same seed means the same experiment everywhere.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def best_device() -> torch.device:
+    """The fastest device of this machine: CUDA, else Apple's MPS, else the CPU.
+
+    ``VAE_BOOK_DEVICE`` overrides the choice (``cpu``, ``cuda:1``, ...). Under ``torchrun`` each
+    process gets the GPU of its local rank.
+
+    Raises:
+        ValueError: ``VAE_BOOK_DEVICE`` names a device that torch does not know or that is not here.
+    """
+    wanted = os.environ.get("VAE_BOOK_DEVICE")
+    if wanted:
+        return _checked_device(wanted)
+    if torch.cuda.is_available():
+        return torch.device("cuda", dist.get_node_local_rank(fallback_rank=0))
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def _checked_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"VAE_BOOK_DEVICE={name!r} cannot be used on this machine ({reason}); "
+            "unset it to take the best device, or set it to 'cpu'"
+        ) from error
+    return device
+
+
+def describe(device: torch.device) -> str:
+    """A short name for a device, such as ``CPU (2 threads)`` or ``GPU (NVIDIA H100)``."""
+    if device.type == "cuda":
+        return f"GPU ({torch.cuda.get_device_name(device)})"
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        return f"CPU ({threads} thread{'s' if threads > 1 else ''})"
+    return device.type.upper()
+
+
+def seeded(*seed: int) -> torch.Generator:
+    """A CPU generator that always gives the same numbers for the same seed.
+
+    Several integers make one seed: ``seeded(seed, epoch)`` is a stream of its own for each epoch.
+
+    Raises:
+        ValueError: no seed was given, or one is negative.
+    """
+    if not seed or min(seed) < 0:
+        raise ValueError(f"seed: expected one or more non-negative integers, got {seed}")
+    if len(seed) == 1:
+        return torch.Generator().manual_seed(seed[0])
+    mixed = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(mixed[0]))
+
+
+def standard_normal(
+    shape: Sequence[int],
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Draws from N(0, 1), made on the CPU and moved to ``device``.
+
+    Args:
+        shape: the shape of the result.
+        generator: a CPU generator (see `seeded`); None takes torch's global one.
+        device: where the result lives.
+    """
+    return torch.randn(*shape, generator=generator).to(device)
+
+
+@contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """Treat numbers below 1e-38 as zero on the CPU while the block runs.
+
+    Adam's running averages decay towards zero for pixels that seldom fire. Numbers that small
+    (denormals) take the processor a slow path that costs tens of times the usual cycles.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)

@@ -1,0 +1,176 @@
+"""One training loop for a CPU, a GPU and several processes (chapter 8)."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vae_book import parallel
+from vae_book.bounds import elbo_terms
+from vae_book.checkpoints import read_checkpoint, write_checkpoint
+from vae_book.data import Images, binarize
+from vae_book.device import describe, flushed_denormals, seeded, standard_normal
+from vae_book.evaluation import test_bound
+from vae_book.models import VAE
+
+
+@dataclass
+class History:
+    """What `fit` measured, one entry for each epoch, in nats for one image.
+
+    Attributes:
+        reconstruction: -E_q[log p(x | z)] on the training images, averaged while they were used.
+        kl: KL(q(z | x) || p(z)), likewise.
+        held_out: the negative ELBO of the held-out images after the epoch; empty without them.
+        seconds: how long the epoch's training took.
+        device: where it ran.
+    """
+
+    reconstruction: list[float] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
+    held_out: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    device: str = ""
+
+    @property
+    def loss(self) -> list[float]:
+        """The negative ELBO of each epoch: reconstruction + KL."""
+        return [a + b for a, b in zip(self.reconstruction, self.kl, strict=True)]
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs have been trained."""
+        return len(self.kl)
+
+    def save(self, path: Path | str) -> None:
+        """Write the history as JSON."""
+        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path | str) -> "History":
+        """Read a history that `save` wrote.
+
+        Raises:
+            ValueError: the file is not such a history.
+        """
+        try:
+            stored = json.loads(Path(path).read_text())
+            return cls(**{each.name: stored[each.name] for each in fields(cls)})
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"path: {path} is not a history that fit saved ({error})") from error
+
+
+def fit(
+    model: VAE,
+    data: Images,
+    *,
+    epochs: int,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    seed: int = 0,
+    resample: bool = False,
+    held_out: Images | None = None,
+    checkpoint: Path | str | None = None,
+    resume: bool = False,
+    on_epoch: Callable[[History], None] | None = None,
+) -> History:
+    """Train a model by maximizing the ELBO with Adam, one sample of z for each image and step.
+
+    Equation ``eq-loss``; Kingma and Welling (2014), algorithm 1. The noise comes from the CPU, a
+    stream of its own for each epoch, so that a seed means the same run on every device. Under
+    ``torchrun`` each process takes its share of every batch, and the result is that of one
+    process with the same ``batch_size``.
+
+    Args:
+        model: the model, on the device where it is to be trained.
+        data: the training images, on the same device.
+        epochs: how many passes over the data, those of a resumed run included.
+        batch_size: images in a step, over all processes.
+        lr: Adam's step size.
+        seed: of the order of the images and of all noise.
+        resample: make the images binary, afresh in each step, instead of using the grey levels.
+        held_out: images on which to measure the bound after each epoch.
+        checkpoint: a file to write after each epoch.
+        resume: go on from ``checkpoint`` if it exists; the weights end up as if the run had never
+            stopped.
+        on_epoch: called after each epoch, in the main process.
+
+    Raises:
+        ValueError: a number is out of range, the data are on another device than the model or do
+            not fit it, or a checkpoint to resume was made with other settings.
+    """
+    _check(model, data, epochs=epochs, batch_size=batch_size, lr=lr)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    history = History(device=describe(data.images.device))
+    settings = {"batch_size": batch_size, "lr": lr, "seed": seed, "resample": resample}
+    settings |= {"source": data.source, "images": len(data)}
+    if checkpoint and resume and Path(checkpoint).exists():
+        history = History(**read_checkpoint(checkpoint).restore(model, optimizer, settings))
+    replica = DistributedDataParallel(model) if parallel.world_size() > 1 else model
+    with flushed_denormals():
+        for epoch in range(history.epochs, epochs):
+            start = time.perf_counter()
+            reconstruction, kl = _train_epoch(
+                model, replica, data, optimizer, batch_size, seeded(seed, epoch), resample
+            )
+            history.seconds.append(time.perf_counter() - start)
+            history.reconstruction.append(reconstruction)
+            history.kl.append(kl)
+            if held_out is not None:
+                history.held_out.append(test_bound(model, held_out, seed=seed).value)
+            if parallel.is_main():
+                if checkpoint:
+                    write_checkpoint(checkpoint, model, optimizer, asdict(history), settings)
+                if on_epoch:
+                    on_epoch(history)
+    return history
+
+
+def _train_epoch(
+    model: VAE,
+    replica: nn.Module,
+    data: Images,
+    optimizer: torch.optim.Optimizer,
+    batch_size: int,
+    generator: torch.Generator,
+    resample: bool,
+) -> tuple[float, float]:
+    """One pass over the data; returns the average reconstruction term and KL, in nats."""
+    device = data.images.device
+    order = torch.randperm(len(data), generator=generator).to(device)
+    eps = standard_normal((len(data), model.latent), generator, device)
+    # Each process takes every world_size-th image of a batch. DistributedDataParallel averages the
+    # gradients over processes, so the sum over its share is scaled by their number.
+    world = parallel.world_size()
+    share = slice(parallel.rank(), None, world)
+    totals = torch.zeros(2, device=device)
+    for batch, batch_eps in zip(order.split(batch_size), eps.split(batch_size), strict=True):
+        x = data.images[batch]
+        x = (binarize(x, generator) if resample else x)[share]
+        terms = elbo_terms(model.likelihood, x, *replica(x, batch_eps[share]))
+        loss = -terms.value.sum() * world / len(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        totals += torch.stack([-terms.log_likelihood.sum(), terms.kl.sum()]).detach()
+    reconstruction, kl = (parallel.summed(totals) / len(data)).tolist()
+    return reconstruction, kl
+
+
+def _check(model: VAE, data: Images, *, epochs: int, batch_size: int, lr: float) -> None:
+    for name, value in {"epochs": epochs, "batch_size": batch_size, "lr": lr}.items():
+        if not value > 0:
+            raise ValueError(f"{name}: expected a positive number, got {value}")
+    if len(data) == 0:
+        raise ValueError("data: expected at least one image, got none")
+    where: Tensor = next(model.parameters())
+    if where.device != data.images.device:
+        raise ValueError(
+            f"data: the images are on {data.images.device}, the model is on {where.device}; "
+            "move one of them, for example with model.to(data.images.device)"
+        )
