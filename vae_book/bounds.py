@@ -65,5 +65,6 @@ def elbo_terms(
 ) -> Elbo:
     """The bound from what ``VAE.forward`` gives; see `elbo`."""
     log_likelihood = likelihood.log_prob(x, params)
-    samples = tuple(range(log_likelihood.ndim - 1))  # every axis but the images'
-    return Elbo(log_likelihood.mean(samples) if samples else log_likelihood, gaussian_kl(mu, log_var))
+    if log_likelihood.ndim > 1:  # several samples of z: one leading axis, or more
+        log_likelihood = log_likelihood.flatten(0, -2).mean(0)
+    return Elbo(log_likelihood, gaussian_kl(mu, log_var))

@@ -36,7 +36,10 @@ class Checkpoint:
 
     def model(self, device: torch.device | str | None = None) -> VAE:
         """The trained model, on ``device`` or on the best one."""
-        arguments = {**self.architecture, "likelihood": Bernoulli(**self.architecture["likelihood"])}
+        arguments = {
+            **self.architecture,
+            "likelihood": Bernoulli(**self.architecture["likelihood"]),
+        }
         model = VAE(**arguments)
         model.load_state_dict(self.weights)
         return model.to(best_device() if device is None else device)

@@ -114,8 +114,7 @@ def binarize(
     """
     if images.numel() and not (images.min() >= 0 and images.max() <= 1):
         raise ValueError(
-            f"images: expected values between 0 and 1, got {images.min():.4g} to "
-            f"{images.max():.4g}"
+            f"images: expected values between 0 and 1, got {images.min():.4g} to {images.max():.4g}"
         )
     uniform = torch.rand(images.shape, generator=generator).to(images.device)
     return (uniform < images).to(images.dtype)
@@ -241,8 +240,10 @@ def _is_intact(archive: Path, archive_md5: str) -> bool:
         return _md5(packed) == archive_md5 and gzip.decompress(packed) == content
     # Without its archive, what can be checked is that the length is the one the header announces:
     # two zeros, a type, the number of axes, and the length of each axis as 4 bytes.
-    axes = np.frombuffer(content[4 : 4 + 4 * content[3]], dtype=">u4") if len(content) > 4 else []
-    return len(content) == 4 + 4 * len(axes) + int(np.prod(axes)) and len(axes) > 0
+    if len(content) < 8 or content[3] == 0:
+        return False
+    lengths = np.frombuffer(content[4 : 4 + 4 * content[3]], dtype=">u4")
+    return len(content) == 4 + 4 * len(lengths) + int(np.prod(lengths, dtype=np.int64))
 
 
 def _md5(content: bytes) -> str:

@@ -5,13 +5,18 @@ the same seed: drawn on the CPU, the same seed means the same experiment everywh
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+# Treat numbers below 1e-38 (denormals) as zero: Adam's running averages decay into that range for
+# pixels that seldom fire, and many processors then take tens of times the usual cycles. A thread
+# inherits the setting from the thread that starts it, so it has to come before torch starts its
+# own threads; set at the start of training it would reach one thread of many.
+torch.set_flush_denormal(True)
 
 
 def best_device() -> torch.device:
@@ -85,17 +90,3 @@ def standard_normal(
         device: where the result lives.
     """
     return torch.randn(*shape, generator=generator).to(device)
-
-
-@contextmanager
-def flushed_denormals() -> Iterator[None]:
-    """Treat numbers below 1e-38 as zero on the CPU while the block runs.
-
-    Adam's running averages decay towards zero for pixels that seldom fire. Numbers that small
-    (denormals) take the processor a slow path that costs tens of times the usual cycles.
-    """
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)

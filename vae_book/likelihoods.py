@@ -6,7 +6,7 @@ there is one number, in nats, for each image.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ PIXEL_AXES = (-3, -2, -1)
 Images = Float[Tensor, "*batch channels height width"]
 
 
+@runtime_checkable
 class Likelihood(Protocol):
     """What a model asks of its likelihood."""
 

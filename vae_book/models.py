@@ -62,9 +62,7 @@ class VAE(nn.Module):
         features = self.encoder(x)
         return self.to_mu(features), self.to_log_var(features)
 
-    def decode(
-        self, z: Float[Tensor, "*batch d"]
-    ) -> Float[Tensor, "*batch channels height width"]:
+    def decode(self, z: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch channels height width"]:
         """The parameters of p(x | z): for the Bernoulli likelihood, the logit of each pixel.
 
         Raises:
@@ -104,6 +102,4 @@ class VAE(nn.Module):
         """
         device = next(self.parameters()).device
         params = self.decode(standard_normal((n, self.latent), generator, device))
-        return (
-            self.likelihood.sample(params, generator) if pixels else self.likelihood.mean(params)
-        )
+        return self.likelihood.sample(params, generator) if pixels else self.likelihood.mean(params)

@@ -14,7 +14,7 @@ from vae_book import parallel
 from vae_book.bounds import elbo_terms
 from vae_book.checkpoints import read_checkpoint, write_checkpoint
 from vae_book.data import Images, binarize
-from vae_book.device import describe, flushed_denormals, seeded, standard_normal
+from vae_book.device import describe, seeded, standard_normal
 from vae_book.evaluation import test_bound
 from vae_book.models import VAE
 
@@ -107,27 +107,32 @@ def fit(
     _check(model, data, epochs=epochs, batch_size=batch_size, lr=lr)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     history = History(device=describe(data.images.device))
-    settings = {"batch_size": batch_size, "lr": lr, "seed": seed, "resample": resample}
-    settings |= {"source": data.source, "images": len(data)}
+    settings = {
+        "batch_size": batch_size,
+        "lr": lr,
+        "seed": seed,
+        "resample": resample,
+        "source": data.source,
+        "images": len(data),
+    }
     if checkpoint and resume and Path(checkpoint).exists():
         history = History(**read_checkpoint(checkpoint).restore(model, optimizer, settings))
     replica = DistributedDataParallel(model) if parallel.world_size() > 1 else model
-    with flushed_denormals():
-        for epoch in range(history.epochs, epochs):
-            start = time.perf_counter()
-            reconstruction, kl = _train_epoch(
-                model, replica, data, optimizer, batch_size, seeded(seed, epoch), resample
-            )
-            history.seconds.append(time.perf_counter() - start)
-            history.reconstruction.append(reconstruction)
-            history.kl.append(kl)
-            if held_out is not None:
-                history.held_out.append(test_bound(model, held_out, seed=seed).value)
-            if parallel.is_main():
-                if checkpoint:
-                    write_checkpoint(checkpoint, model, optimizer, asdict(history), settings)
-                if on_epoch:
-                    on_epoch(history)
+    for epoch in range(history.epochs, epochs):
+        start = time.perf_counter()
+        reconstruction, kl = _train_epoch(
+            model, replica, data, optimizer, batch_size, seeded(seed, epoch), resample
+        )
+        history.seconds.append(time.perf_counter() - start)
+        history.reconstruction.append(reconstruction)
+        history.kl.append(kl)
+        if held_out is not None:
+            history.held_out.append(test_bound(model, held_out, seed=seed).value)
+        if parallel.is_main():
+            if checkpoint:
+                write_checkpoint(checkpoint, model, optimizer, asdict(history), settings)
+            if on_epoch:
+                on_epoch(history)
     return history
 
 

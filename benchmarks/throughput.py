@@ -1,0 +1,115 @@
+"""Training speed: `vae_book.training.fit` beside the classic VAE script, in one interleaved run.
+
+The classic script is the shape of loop that most tutorials use: a DataLoader over a torchvision
+data set, ToTensor for each image, a sigmoid at the end of the decoder, binary_cross_entropy on
+probabilities, and Adam. Both train the same 784-400-20 network with batches of 128. The two take
+turns, an epoch each, so that a busy machine slows both; the medians and their ratio are printed.
+
+Run with `make benchmark`. Nothing is written.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import ToTensor
+
+from vae_book.data import DataError, Images, load_mnist
+from vae_book.device import best_device, describe
+from vae_book.models import VAE
+from vae_book.training import fit
+
+
+class PictureDataset(Dataset):
+    """What torchvision.datasets.MNIST does for each item: array, PIL image, transform, label."""
+
+    def __init__(self, data: Images) -> None:
+        self.data = (data.images * 255).round().byte().cpu()[:, 0]
+        self.targets = data.labels.cpu()
+        self.transform = ToTensor()
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        picture = Image.fromarray(self.data[index].numpy())
+        return self.transform(picture), int(self.targets[index])
+
+
+class ClassicVAE(nn.Module):
+    """The same network, written with probabilities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(784, 400)
+        self.fc21 = nn.Linear(400, 20)
+        self.fc22 = nn.Linear(400, 20)
+        self.fc3 = nn.Linear(20, 400)
+        self.fc4 = nn.Linear(400, 784)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        h = F.relu(self.fc1(x.view(-1, 784)))
+        mu, log_var = self.fc21(h), self.fc22(h)
+        z = mu + torch.exp(0.5 * log_var) * torch.randn_like(mu)
+        return torch.sigmoid(self.fc4(F.relu(self.fc3(z)))), mu, log_var
+
+
+def classic_epoch(model: nn.Module, loader: DataLoader, optimizer, device: torch.device) -> None:
+    """One epoch of the classic loop."""
+    total = 0.0
+    for batch, _ in loader:
+        x = batch.to(device)
+        optimizer.zero_grad()
+        probabilities, mu, log_var = model(x)
+        reconstruction = F.binary_cross_entropy(probabilities, x.view(-1, 784), reduction="sum")
+        loss = reconstruction - 0.5 * torch.sum(1 + log_var - mu.pow(2) - log_var.exp())
+        loss.backward()
+        total += loss.item()
+        optimizer.step()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=5, help="epochs of each (default 5)")
+    parser.add_argument("--source", default="full", help="data set (default full MNIST)")
+    arguments = parser.parse_args()
+    device = best_device()
+    try:
+        data = load_mnist("train", arguments.source, device)
+    except DataError as error:
+        print(f"{error}\nUsing the bundled digits, repeated to 60,000 images.")
+        small = load_mnist("train", "bundled", device)
+        repeat = torch.arange(60_000, device=device) % len(small)
+        data = Images(small.images[repeat], small.labels[repeat], "bundled", "train")
+
+    classic = ClassicVAE().to(device)
+    classic_adam = torch.optim.Adam(classic.parameters(), lr=1e-3)
+    loader = DataLoader(PictureDataset(data), batch_size=128, shuffle=True)
+    ours = VAE().to(device)
+    seconds: dict[str, list[float]] = {"classic": [], "vae_book": []}
+    print(f"{len(data)} images an epoch ({data.source}), {describe(device)}, seconds an epoch:")
+    for epoch in range(arguments.epochs):
+        start = time.perf_counter()
+        classic_epoch(classic, loader, classic_adam, device)
+        seconds["classic"].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        fit(ours, data, epochs=1, seed=epoch)
+        seconds["vae_book"].append(time.perf_counter() - start)
+        print(f"  epoch {epoch + 1}: " + ", ".join(f"{k} {v[-1]:.2f}" for k, v in seconds.items()))
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    for name, value in median.items():
+        print(f"{name:>9}: {len(data) / value:8,.0f} images/s (median)")
+    print(f"ratio of images per second: {median['classic'] / median['vae_book']:.2f}")
+    print(
+        "slow-down of vae_book, last epoch over first: "
+        f"{seconds['vae_book'][-1] / seconds['vae_book'][0]:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
