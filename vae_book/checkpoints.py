@@ -5,7 +5,6 @@ code.
 """
 
 import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -77,12 +76,15 @@ def write_checkpoint(
     """Write a checkpoint, whole or not at all: a crash leaves the one before it in place."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
     content = Checkpoint(
         _architecture(model), model.state_dict(), optimizer.state_dict(), history, settings
     )
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-        torch.save({name: getattr(content, name) for name in Checkpoint.__dataclass_fields__}, file)
-    os.replace(file.name, path)
+    try:
+        torch.save(vars(content), part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:

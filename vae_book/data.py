@@ -12,7 +12,7 @@ import hashlib
 import os
 import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -46,7 +46,7 @@ class Images:
     """Labelled images and where they come from.
 
     Attributes:
-        images: grey levels in [0, 1], shape (n, 1, 28, 28).
+        images: gray levels in [0, 1], shape (n, 1, 28, 28).
         labels: the class of each image, shape (n,).
         source: ``bundled``, ``full``, ``fashion``, ``kmnist`` or a folder.
         split: ``train`` or ``test``.
@@ -59,6 +59,10 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def with_images(self, images: Tensor) -> "Images":
+        """The same labels and source with other images, for instance binary ones."""
+        return replace(self, images=images)
 
 
 def load_mnist(
@@ -103,10 +107,10 @@ def load_mnist(
 def binarize(
     images: Float[Tensor, "*shape"], generator: torch.Generator | None = None
 ) -> Float[Tensor, "*shape"]:
-    """Binary images: each pixel is on with a probability equal to its grey level.
+    """Binary images: each pixel is on with a probability equal to its gray level.
 
     Args:
-        images: grey levels in [0, 1], any shape.
+        images: gray levels in [0, 1], any shape.
         generator: a CPU generator (see `vae_book.device.seeded`); None takes torch's global one.
 
     Raises:
@@ -173,7 +177,7 @@ def _read_cache(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     if not path.exists():
         return None
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as file, np.load(file) as stored:
             pixels, labels = stored["pixels"], stored["labels"]
     except Exception:  # np.load raises a dozen kinds of error on a damaged file
         pixels = labels = np.empty(0)
@@ -187,9 +191,10 @@ def _write_cache(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
     """Write the cache whole or not at all; a read-only directory costs time, not the run."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-            np.savez_compressed(file, pixels=pixels, labels=labels)
-        os.replace(file.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            whole = Path(folder) / path.name
+            np.savez_compressed(whole, pixels=pixels, labels=labels)
+            os.replace(whole, path)
     except OSError as error:
         warnings.warn(f"the digits could not be cached in {path.parent}: {error}", stacklevel=4)
 
@@ -226,7 +231,15 @@ def _torchvision(source: str, split: Split) -> tuple[np.ndarray, np.ndarray]:
                 f"{archive.with_suffix('')} is cut short or damaged. Delete it and "
                 f"{archive.name}, and load the data again. {advice}"
             )
-    data = kind(root, train=split == "train")
+    try:
+        data = kind(root, train=split == "train")
+        if data.data.shape != (len(data.targets), SIDE, SIDE):
+            raise ValueError(f"{len(data.targets)} labels for images {tuple(data.data.shape)}")
+    except Exception as error:  # torchvision raises half a dozen kinds of error on a damaged file
+        raise DataError(
+            f"the {split} files in {raw} are cut short or damaged, or do not belong together "
+            f"({error}). Delete them, and load the data again. {advice}"
+        ) from error
     return data.data.numpy(), data.targets.numpy()
 
 
@@ -238,12 +251,7 @@ def _is_intact(archive: Path, archive_md5: str) -> bool:
     if archive.is_file():
         packed = archive.read_bytes()
         return _md5(packed) == archive_md5 and gzip.decompress(packed) == content
-    # Without its archive, what can be checked is that the length is the one the header announces:
-    # two zeros, a type, the number of axes, and the length of each axis as 4 bytes.
-    if len(content) < 8 or content[3] == 0:
-        return False
-    lengths = np.frombuffer(content[4 : 4 + 4 * content[3]], dtype=">u4")
-    return len(content) == 4 + 4 * len(lengths) + int(np.prod(lengths, dtype=np.int64))
+    return True  # whether it holds what its header announces shows when it is read
 
 
 def _md5(content: bytes) -> str:
@@ -254,7 +262,7 @@ def _md5(content: bytes) -> str:
 
 
 def _folder(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images from ``folder/CLASS/*``, made grey and 28 x 28."""
+    """Images from ``folder/CLASS/*``, made gray and 28 x 28."""
     from torchvision.datasets import ImageFolder
 
     try:

@@ -41,9 +41,9 @@ def best_device() -> torch.device:
 def _checked_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        torch.zeros((), device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]  # some go on for a page
         raise ValueError(
             f"VAE_BOOK_DEVICE={name!r} cannot be used on this machine ({reason}); "
             "unset it to take the best device, or set it to 'cpu'"

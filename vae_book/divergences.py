@@ -32,6 +32,12 @@ def gaussian_kl(
         )
     prior_mu = torch.as_tensor(prior_mu, dtype=mu.dtype, device=mu.device)
     prior_log_var = torch.as_tensor(prior_log_var, dtype=mu.dtype, device=mu.device)
+    for name, prior in {"prior_mu": prior_mu, "prior_log_var": prior_log_var}.items():
+        if prior.shape[-1:] not in ((), (1,), mu.shape[-1:]):
+            raise ValueError(
+                f"{name}: expected a number or shape (..., {mu.shape[-1]}), got "
+                f"{tuple(prior.shape)}"
+            )
     log_ratio = log_var - prior_log_var
     squared_distance = (mu - prior_mu).square() * torch.exp(-prior_log_var)
     # expm1 keeps the digits of exp(r) - 1 - r when r is close to 0, where the KL is smallest.

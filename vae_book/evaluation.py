@@ -19,7 +19,7 @@ class Protocol:
     Attributes:
         quantity: what was measured, such as ``negative ELBO, K=1``.
         source, split, n_images: the data.
-        pixels: ``greyscale`` or ``binary``.
+        pixels: ``grayscale`` or ``binary``.
         seed: of the noise.
         device: where it ran.
     """
@@ -92,7 +92,7 @@ def test_bound(model: VAE, data: Images, *, n_samples: int = 1, seed: int = 0) -
             source=data.source,
             split=data.split,
             n_images=len(data),
-            pixels="binary" if binary else "greyscale",
+            pixels="binary" if binary else "grayscale",
             seed=seed,
             device=describe(data.images.device),
         ),

@@ -38,8 +38,8 @@ class Bernoulli:
     Equation ``eq-bernoulli``; Kingma and Welling (2014), appendix C.1.
 
     ``Bernoulli()`` is a probability distribution over binary images and refuses anything else.
-    ``Bernoulli(relaxed=True)`` also takes grey levels in [0, 1] and scores them with the same
-    formula, the binary cross-entropy, as the classic VAE scripts do. For grey levels that is a
+    ``Bernoulli(relaxed=True)`` also takes gray levels in [0, 1] and scores them with the same
+    formula, the binary cross-entropy, as the classic VAE scripts do. For gray levels that is a
     useful loss but not a density: it does not integrate to one over [0, 1], so its values are
     not log-likelihoods and compare only with values obtained in the same way.
     """
@@ -91,7 +91,7 @@ class Bernoulli:
         if 0 <= worst <= 1:
             raise ValueError(
                 f"x: Bernoulli() scores pixels that are 0 or 1, got {worst:.4g}. Make the images "
-                "binary with vae_book.data.binarize, or ask for the binary cross-entropy of grey "
+                "binary with vae_book.data.binarize, or ask for the binary cross-entropy of gray "
                 "levels by name with Bernoulli(relaxed=True)"
             )
         raise ValueError(

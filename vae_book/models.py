@@ -22,7 +22,7 @@ class VAE(nn.Module):
         hidden: the number of ReLU units in the encoder and in the decoder.
         image_shape: (channels, height, width) of one image.
         likelihood: what the decoder's output means; None takes ``Bernoulli(relaxed=True)``, which
-            scores grey levels by cross-entropy.
+            scores gray levels by cross-entropy.
     """
 
     def __init__(
@@ -100,6 +100,6 @@ class VAE(nn.Module):
             generator: a CPU generator (see `vae_book.device.seeded`).
             pixels: also draw each pixel from p(x | z); by default the mean of p(x | z) is given.
         """
-        device = next(self.parameters()).device
-        params = self.decode(standard_normal((n, self.latent), generator, device))
+        z = standard_normal((n, self.latent), generator).to(next(self.parameters()))
+        params = self.decode(z)
         return self.likelihood.sample(params, generator) if pixels else self.likelihood.mean(params)

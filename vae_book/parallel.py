@@ -9,21 +9,47 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+_store: dist.Store | None = None  # what the processes write down for each other
+
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Join the processes that ``torchrun`` started; leave them at the end of the block.
 
-    Uses NCCL between GPUs and gloo between CPUs.
+    Tensors on GPUs travel by NCCL, those on CPUs by gloo.
     """
+    global _store
     if not dist.is_torchelastic_launched():
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    _store, rank, world_size = next(dist.rendezvous("env://"))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=_store, rank=rank, world_size=world_size)
+    yield
+    # Not in a finally clause: to leave may be to wait for the others, and after an error they may
+    # be waiting for this process. Its end tells them.
+    dist.destroy_process_group()
+    _store = None
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Have the main process run the block before the others, so that it alone fills a cache."""
+    if not is_main():
+        _wait_for_all()
     try:
         yield
-    finally:
-        dist.destroy_process_group()
+    finally:  # also after an error, which the others then meet themselves
+        if is_main():
+            _wait_for_all()
+
+
+def fails_first() -> bool:
+    """Whether no other process has asked this before: the first one tells what went wrong.
+
+    The others mostly fail in the same way, or because that one is gone.
+    """
+    return _store is None or _store.add("failures", 1) == 1
 
 
 def rank() -> int:
@@ -46,3 +72,7 @@ def summed(totals: torch.Tensor) -> torch.Tensor:
     if dist.is_initialized():
         dist.all_reduce(totals)
     return totals
+
+
+def _wait_for_all() -> None:
+    summed(torch.zeros(1))

@@ -1,6 +1,7 @@
 """One training loop for a CPU, a GPU and several processes (chapter 8)."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -47,6 +48,12 @@ class History:
         """How many epochs have been trained."""
         return len(self.kl)
 
+    def rows(self) -> list[tuple[float, ...]]:
+        """A row for each epoch: its number, reconstruction, KL, loss and, if measured, held_out."""
+        columns = [self.reconstruction, self.kl, self.loss]
+        columns += [self.held_out] if self.held_out else []
+        return list(zip(range(1, self.epochs + 1), *columns, strict=True))
+
     def save(self, path: Path | str) -> None:
         """Write the history as JSON."""
         Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
@@ -61,7 +68,7 @@ class History:
         try:
             stored = json.loads(Path(path).read_text())
             return cls(**{each.name: stored[each.name] for each in fields(cls)})
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"path: {path} is not a history that fit saved ({error})") from error
 
 
@@ -93,18 +100,22 @@ def fit(
         batch_size: images in a step, over all processes.
         lr: Adam's step size.
         seed: of the order of the images and of all noise.
-        resample: make the images binary, afresh in each step, instead of using the grey levels.
+        resample: make the images binary, afresh in each step, instead of using the gray levels.
         held_out: images on which to measure the bound after each epoch.
         checkpoint: a file to write after each epoch.
-        resume: go on from ``checkpoint`` if it exists; the weights end up as if the run had never
-            stopped.
+        resume: go on from ``checkpoint`` if it exists, else start; the weights end up as if the
+            run had never stopped.
         on_epoch: called after each epoch, in the main process.
 
     Raises:
         ValueError: a number is out of range, the data are on another device than the model or do
-            not fit it, or a checkpoint to resume was made with other settings.
+            not fit it, a checkpoint to resume was made with other settings, or the loss has become
+            infinite or not a number.
     """
-    _check(model, data, epochs=epochs, batch_size=batch_size, lr=lr)
+    _check(model, data, held_out, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+    if resume and checkpoint is None:
+        raise ValueError("resume: expected a checkpoint to go on from, got none")
+    lr = float(lr)  # a number of numpy's would spoil the checkpoint
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     history = History(device=describe(data.images.device))
     settings = {
@@ -114,6 +125,7 @@ def fit(
         "resample": resample,
         "source": data.source,
         "images": len(data),
+        "held_out": None if held_out is None else len(held_out),
     }
     if checkpoint and resume and Path(checkpoint).exists():
         history = History(**read_checkpoint(checkpoint).restore(model, optimizer, settings))
@@ -123,16 +135,23 @@ def fit(
         reconstruction, kl = _train_epoch(
             model, replica, data, optimizer, batch_size, seeded(seed, epoch), resample
         )
+        if not math.isfinite(reconstruction + kl):
+            raise ValueError(
+                f"lr: the loss of epoch {epoch + 1} is {reconstruction + kl}; start again with "
+                f"smaller steps than {lr:g}"
+            )
         history.seconds.append(time.perf_counter() - start)
         history.reconstruction.append(reconstruction)
         history.kl.append(kl)
         if held_out is not None:
             history.held_out.append(test_bound(model, held_out, seed=seed).value)
         if parallel.is_main():
-            if checkpoint:
-                write_checkpoint(checkpoint, model, optimizer, asdict(history), settings)
+            # The checkpoint comes last: with it the epoch is over, and a run that stops before
+            # does the whole of it again.
             if on_epoch:
                 on_epoch(history)
+            if checkpoint:
+                write_checkpoint(checkpoint, model, optimizer, asdict(history), settings)
     return history
 
 
@@ -167,15 +186,32 @@ def _train_epoch(
     return reconstruction, kl
 
 
-def _check(model: VAE, data: Images, *, epochs: int, batch_size: int, lr: float) -> None:
+def _check(
+    model: VAE,
+    data: Images,
+    held_out: Images | None,
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+) -> None:
     for name, value in {"epochs": epochs, "batch_size": batch_size, "lr": lr}.items():
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise ValueError(f"{name}: expected a positive number, got {value}")
     if len(data) == 0:
         raise ValueError("data: expected at least one image, got none")
     where: Tensor = next(model.parameters())
-    if where.device != data.images.device:
-        raise ValueError(
-            f"data: the images are on {data.images.device}, the model is on {where.device}; "
-            "move one of them, for example with model.to(data.images.device)"
-        )
+    for name, images in {"data": data, "held_out": held_out}.items():
+        if images is not None and images.images.device != where.device:
+            raise ValueError(
+                f"{name}: the images are on {images.images.device}, the model is on "
+                f"{where.device}; move one of them, for example with "
+                "model.to(data.images.device)"
+            )
+    seeded(seed)
+    if held_out is not None:  # what cannot be measured is refused now, not after an epoch
+        try:
+            test_bound(model, held_out, seed=seed)
+        except ValueError as error:
+            raise ValueError(f"held_out: {error}") from error

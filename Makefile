@@ -1,0 +1,66 @@
+# Everything one does with this book. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+export PYTHONDONTWRITEBYTECODE := 1
+# The digits' cache, MNIST downloads and the like: see the README.
+export VAE_BOOK_DATA VAE_BOOK_DATASET VAE_BOOK_DEVICE
+
+.PHONY: help setup book test lab execute benchmark measure lint format lock clean
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Prepare .venv with the pinned packages
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "This book needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
+	    "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Installing the pinned packages into $(VENV) (a few minutes, some 6 GB with CUDA)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+book: $(STAMP) ## Run the chapters on this machine and build the site into _build/html
+	@$(BIN)/python tools/book.py build
+
+test: lint ## Check style and types, run the unit tests, every chapter and the site checks
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP) ## Check style and types
+	@$(BIN)/ruff check --no-cache .
+	@$(BIN)/ruff format --no-cache --check .
+	@$(BIN)/mypy
+
+format: $(STAMP) ## Format code and chapters
+	@$(BIN)/ruff check --no-cache --fix .
+	@$(BIN)/ruff format --no-cache .
+
+lab: $(STAMP) ## Open the chapters in JupyterLab
+	@$(BIN)/jupyter lab --notebook-dir=book
+
+execute: $(STAMP) ## Run the chapters in place; refresh outputs, captions and alt texts
+	@$(BIN)/python tools/book.py execute
+
+benchmark: $(STAMP) ## Measure training speed beside the classic script
+	@$(BIN)/python benchmarks/throughput.py
+
+measure: $(STAMP) ## Measure the full-size results that chapters print (needs full MNIST)
+	@$(BIN)/python tools/measure.py
+
+mutants: $(STAMP) ## Break the package in known ways and see the tests notice
+	@$(BIN)/python tools/mutants.py
+
+lock: $(STAMP) ## Pin the whole tree of packages anew in requirements.lock
+	@$(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/python -m pip install -qq uv
+	@$(VENV)/lock/bin/uv pip compile pyproject.toml --extra book --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+	  --output-file requirements.lock $(LOCK_FLAGS)
+
+clean: ## Remove what the targets above have made
+	rm -rf $(VENV) _build runs

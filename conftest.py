@@ -1,0 +1,31 @@
+"""What holds for unit tests and chapters alike."""
+
+import os
+import sys
+from pathlib import Path
+
+import jaxtyping
+import matplotlib
+import pytest
+
+from tests.comparison import compare_nearly
+
+# No network, neither here nor in any kernel or process that a test starts.
+OFFLINE = str(Path(__file__).parent / "tests" / "offline")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [OFFLINE, os.environ.get("PYTHONPATH")]))
+sys.path.insert(0, OFFLINE)
+import sitecustomize  # noqa: E402, F401
+
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+matplotlib.use("agg")
+compare_nearly()
+# Every type and shape that the package announces is checked when a test calls it.
+jaxtyping.install_import_hook("vae_book", "beartype.beartype")
+
+
+@pytest.fixture
+def shapes_unchecked():
+    """Call the package as its users do: bad shapes meet its own messages, not jaxtyping's."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,0 +1,137 @@
+"""What nbval does not check of the committed notebooks, and the house rules for their cells."""
+
+import ast
+import json
+import re
+
+import pytest
+
+LONGEST_CELL = 20
+# Paths and addresses of one machine: they tell the reader nothing, and differ on the next one.
+OF_ONE_MACHINE = re.compile(r"\b0x[0-9a-f]{6,}|/(?:home|root|tmp|Users)/|\b[A-Z]:\\")
+
+
+class Notebook:
+    """A notebook's cells as tests want them."""
+
+    def __init__(self, path):
+        self.cells = json.loads(path.read_text("utf-8"))["cells"]
+        for cell in self.cells:
+            cell["source"] = "".join(cell["source"])
+        self.code = [cell for cell in self.cells if cell["cell_type"] == "code"]
+        self.outputs = [output for cell in self.code for output in cell["outputs"]]
+        self.prose = "\n\n".join(c["source"] for c in self.cells if c["cell_type"] == "markdown")
+
+
+@pytest.fixture(scope="module")
+def notebook(notebook_path):
+    return Notebook(notebook_path)
+
+
+def _text(output) -> str:
+    """All that an output says in words."""
+    data = output.get("data", {})
+    parts = [output.get("text", ""), *(v for k, v in data.items() if k.startswith("text/"))]
+    return "\n".join("".join(part) for part in parts)
+
+
+def _imports(cell) -> set[str]:
+    """The packages that a cell imports."""
+    names = []
+    for node in ast.walk(ast.parse(cell["source"])):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [node.module]
+    return {name.split(".")[0] for name in names}
+
+
+def _called(node) -> set[str]:
+    """The functions that are called where a cell runs, not where it defines."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda):
+        return set()
+    names = set().union(*(_called(child) for child in ast.iter_child_nodes(node)))
+    if isinstance(node, ast.Call):
+        names.add(getattr(node.func, "id", getattr(node.func, "attr", "")))
+    return names
+
+
+def _should_show(cell) -> bool:
+    """Whether running the cell displays something for certain."""
+    tree = ast.parse(cell["source"])
+    if any(name == "print" or name.startswith("show") for name in _called(tree)):
+        return True
+    last = tree.body[-1] if tree.body else None
+    # A call may return None, which displays nothing.
+    return isinstance(last, ast.Expr) and not isinstance(last.value, ast.Call | ast.Constant)
+
+
+def test_was_run_once_from_top_to_bottom(notebook):
+    counts = [cell["execution_count"] for cell in notebook.code]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+def test_has_the_outputs_that_its_cells_make(notebook):
+    assert notebook.outputs
+    silent = [c["source"] for c in notebook.code if _should_show(c) and not c["outputs"]]
+    assert not silent
+
+
+def test_stores_no_error_or_warning(notebook):
+    wrong = [
+        output
+        for output in notebook.outputs
+        if output["output_type"] == "error" or output.get("name") == "stderr"
+    ]
+    assert not wrong
+
+
+def test_outputs_are_the_same_on_every_machine(notebook):
+    found = [m[0] for output in notebook.outputs for m in OF_ONE_MACHINE.finditer(_text(output))]
+    assert not found
+
+
+def test_pictures_are_described_by_their_sentence(notebook):
+    for cell in notebook.code:
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            if "image/png" in data:
+                options = cell["metadata"].get("mystnb", {})
+                sentence = "".join(data["text/plain"])
+                assert sentence == options.get("image", {}).get("alt"), cell["source"]
+                assert options.get("figure", {}).get("caption"), cell["source"]
+
+
+def test_cells_are_short(notebook):
+    lengths = [len([x for x in c["source"].splitlines() if x.strip()]) for c in notebook.code]
+    assert max(lengths) <= LONGEST_CELL
+
+
+def test_imports_stand_in_the_first_cell(notebook):
+    first, *others = notebook.code
+    assert _imports(first)
+    assert not [cell["source"] for cell in others if _imports(cell)]
+
+
+def test_drawing_is_left_to_the_package(notebook):
+    assert "matplotlib" not in _imports(notebook.code[0])
+
+
+def test_every_exercise_has_a_folded_solution(notebook):
+    exercises = re.findall(
+        r"\{exercise(?:-start)?\}[^\n]*\n(?:[^`]*\n)??:label: (\S+)", notebook.prose
+    )
+    solutions = re.findall(r"\{solution(?:-start)?\} (\S+)\n((?::.*\n)*)", notebook.prose)
+    assert exercises
+    assert sorted(exercises) == sorted(target for target, _ in solutions)
+    assert len(exercises) == len(re.findall(r"\{exercise(?:-start)?\}", notebook.prose))
+    assert not [target for target, options in solutions if ":class: dropdown" not in options]
+    for kind in ("exercise", "solution"):
+        opened, closed = (notebook.prose.count(f"{{{kind}-{end}}}") for end in ("start", "end"))
+        assert opened == closed
+
+
+def test_nothing_is_left_to_do(notebook):
+    assert not re.findall(
+        r"\b(?:TODO|FIXME|XXX|TBD)\b", "\n".join(c["source"] for c in notebook.cells)
+    )

@@ -1,0 +1,179 @@
+"""The ELBO is a lower bound, and falls short of log p(x) by exactly KL(q(z|x) || p(z|x)).
+
+The model has a one-dimensional z and four binary pixels, so that log p(x) and the true posterior
+are sums over a fine grid of z, computed here with scipy and without the package's bound.
+"""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import trapezoid
+from scipy.special import logsumexp
+from scipy.stats import bernoulli, norm
+
+from vae_book.bounds import Elbo, elbo, elbo_terms
+from vae_book.likelihoods import Bernoulli
+from vae_book.models import VAE
+
+EVERY_IMAGE = torch.tensor(
+    list(itertools.product((0.0, 1.0), repeat=4)), dtype=torch.float64
+).reshape(16, 1, 2, 2)
+GRID = np.linspace(-12, 12, 24_001)
+
+
+def noise(*shape):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def small(latent=1):
+    """A model whose weights are large enough for its posteriors to be far from the prior."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = VAE(latent, hidden=16, image_shape=(1, 2, 2), likelihood=Bernoulli()).double()
+    for weight in model.parameters():
+        weight.data *= 2
+    return model
+
+
+@torch.no_grad()
+def log_joint(model):
+    """log p(x, z) of every image (rows) at every z of the grid (columns)."""
+    logits = model.decode(torch.from_numpy(GRID)[:, None]).numpy()
+    log_likelihood = bernoulli.logpmf(EVERY_IMAGE.numpy()[:, None], 1 / (1 + np.exp(-logits)))
+    return log_likelihood.sum(axis=(2, 3, 4)) + norm.logpdf(GRID)
+
+
+def log_evidence(model):
+    return logsumexp(log_joint(model), axis=1) + np.log(GRID[1] - GRID[0])
+
+
+@torch.no_grad()
+def test_the_bound_and_the_divergence_from_the_posterior_add_up_to_the_evidence():
+    model = small()
+    log_p = log_evidence(model)
+    assert np.exp(log_p).sum() == pytest.approx(1, abs=1e-9)  # over all 16 images
+
+    # Equally likely noise instead of random noise: the mean over it is an integral by quantiles.
+    n = 20_000
+    eps = torch.from_numpy(norm.ppf((np.arange(n) + 0.5) / n)).reshape(n, 1, 1).expand(n, 16, 1)
+    bound = elbo(model, EVERY_IMAGE, eps).value.numpy()
+
+    mu, log_var = (parameter.numpy() for parameter in model.encode(EVERY_IMAGE))
+    log_q = norm.logpdf(GRID, mu, np.exp(log_var / 2))
+    log_posterior = log_joint(model) - log_p[:, None]
+    divergence = trapezoid(np.exp(log_q) * (log_q - log_posterior), GRID, axis=1)
+    np.testing.assert_allclose(bound + divergence, log_p, atol=5e-4)
+    assert (bound < log_p - 0.01).all()
+    assert divergence.max() > 0.5  # or the test above would say little
+
+
+@torch.no_grad()
+def test_one_sample_is_unbiased():
+    # The mean over 4,000 single draws is within four standard errors of the mean by quantiles.
+    model, n = small(), 4000
+    x = EVERY_IMAGE[5:6]
+    draws = elbo(model, x.expand(n, -1, -1, -1), noise(n, 1)).value
+    eps = torch.from_numpy(norm.ppf((np.arange(n) + 0.5) / n)).reshape(n, 1, 1)
+    expected = elbo(model, x, eps).value.item()
+    assert abs(draws.mean().item() - expected) < 4 * draws.std().item() / n**0.5
+
+
+@torch.no_grad()
+def test_agrees_with_a_plain_computation_for_given_noise():
+    model, eps = small(latent=3), noise(7, 16, 3)
+    terms = elbo(model, EVERY_IMAGE, eps)
+    mu, log_var = (parameter.numpy() for parameter in model.encode(EVERY_IMAGE))
+    for row, x in enumerate(EVERY_IMAGE.numpy()):
+        scores = []
+        for sample in eps[:, row].numpy():
+            z = torch.from_numpy(mu[row] + np.sqrt(np.exp(log_var[row])) * sample)
+            p = torch.sigmoid(model.decode(z)).numpy()
+            scores.append(np.log(np.where(x == 1, p, 1 - p)).sum())
+        kl = -0.5 * np.sum(1 + log_var[row] - mu[row] ** 2 - np.exp(log_var[row]))
+        assert terms.log_likelihood[row].item() == pytest.approx(np.mean(scores), rel=1e-10)
+        assert terms.kl[row].item() == pytest.approx(kl, rel=1e-10)
+        assert terms.value[row].item() == pytest.approx(np.mean(scores) - kl, rel=1e-10)
+
+
+@torch.no_grad()
+def test_a_decoder_that_ignores_z_leaves_the_evidence_less_the_divergence():
+    model = small()
+    model.decoder[0].weight.zero_()
+    terms = elbo(model, EVERY_IMAGE, noise(16, 1))
+    np.testing.assert_allclose(terms.log_likelihood, log_evidence(model), atol=1e-9)
+    # q = prior closes the gap.
+    for head in (model.to_mu, model.to_log_var):
+        head.weight.zero_()
+        head.bias.zero_()
+    assert (elbo(model, EVERY_IMAGE, noise(16, 1)).kl == 0).all()
+
+
+@torch.no_grad()
+def test_noise_comes_from_the_generator_with_one_draw_for_each_sample_and_image():
+    model, x = small(latent=3).float(), EVERY_IMAGE.float()
+    eps = torch.randn(5, 16, 3, generator=torch.Generator().manual_seed(2))
+    before = torch.get_rng_state()
+    drawn = elbo(model, x, n_samples=5, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.testing.assert_close(drawn.value, elbo(model, x, eps).value)
+    one = elbo(model, x, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(one.value, elbo(model, x, eps.flatten()[:48].view(16, 3)).value)
+
+
+def test_more_samples_are_less_noisy_about_the_same_value():
+    model, x, n = small(), EVERY_IMAGE[5:6], 2000
+    with torch.no_grad():
+        by_one, by_nine = (
+            elbo(model, x.expand(n, -1, -1, -1), noise(k, n, 1)).value for k in (1, 9)
+        )
+    error = ((by_one.var() + by_nine.var()) / n).sqrt()
+    assert abs(by_one.mean() - by_nine.mean()) < 4 * error
+    # Standard deviations in the ratio 3 to 1, each known to about 1/sqrt(2n) for Gaussian draws.
+    assert (by_one.std() / by_nine.std()).item() == pytest.approx(3, rel=0.15)
+
+
+@pytest.mark.parametrize("samples", [(), (1,), (4,), (2, 4)])
+def test_there_is_one_number_for_each_image(samples):
+    terms = elbo(small(), EVERY_IMAGE, noise(*samples, 16, 1))
+    assert terms.log_likelihood.shape == terms.kl.shape == terms.value.shape == (16,)
+
+
+def test_terms_are_those_of_what_the_model_puts_out():
+    model, eps = small(), noise(3, 16, 1)
+    terms = elbo_terms(model.likelihood, EVERY_IMAGE, *model(EVERY_IMAGE, eps))
+    assert torch.equal(terms.value, elbo(model, EVERY_IMAGE, eps).value)
+
+
+def test_the_value_is_likelihood_less_divergence():
+    assert Elbo(torch.tensor([-5.0]), torch.tensor([2.0])).value.item() == -7
+
+
+def test_gradients_agree_with_finite_differences():
+    model, eps = small(), noise(2, 16, 1)
+    for name in ("to_mu", "to_log_var", "decoder.2"):
+        bias = model.get_submodule(name).bias
+        (gradient,) = torch.autograd.grad(elbo(model, EVERY_IMAGE, eps).value.sum(), bias)
+        step = torch.zeros_like(bias)
+        step[0] = 1e-6
+        values = []
+        with torch.no_grad():
+            for sign in (1, -1):
+                bias += sign * step
+                values.append(elbo(model, EVERY_IMAGE, eps).value.sum().item())
+                bias -= sign * step
+        assert gradient[0].item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_what_cannot_be_computed_is_refused():
+    model = small()
+    with pytest.raises(ValueError, match=r"^n_samples: expected 1 or more, got 0"):
+        elbo(model, EVERY_IMAGE, n_samples=0)
+    with pytest.raises(ValueError, match=r"^x: expected images of shape"):
+        elbo(model, torch.zeros(3, 1, 4, 1))
+    with pytest.raises(ValueError, match="eps: expected"):
+        elbo(model, EVERY_IMAGE, noise(4, 1))
+    with pytest.raises(ValueError, match="binarize"):
+        elbo(model, EVERY_IMAGE / 2, noise(16, 1))

@@ -1,0 +1,163 @@
+"""Checkpoints: whole or not at all, numbers and never code."""
+
+import os
+import pickle
+
+import pytest
+import torch
+
+from vae_book.checkpoints import read_checkpoint, write_checkpoint
+from vae_book.likelihoods import Bernoulli
+from vae_book.models import VAE
+
+HISTORY = {"kl": [1.5], "reconstruction": [2.5], "held_out": [], "seconds": [0.1], "device": "CPU"}
+SETTINGS = {"batch_size": 4, "lr": 1e-3, "seed": 0}
+
+
+def small(seed=0, **options):
+    torch.manual_seed(seed)
+    return VAE(**{"latent": 2, "hidden": 3, "image_shape": (1, 4, 4), **options})
+
+
+def stepped(model):
+    """Adam after one step, so that it has a state."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    sum(p.square().sum() for p in model.parameters()).backward()
+    optimizer.step()
+    return optimizer
+
+
+@pytest.fixture
+def written(tmp_path):
+    model = small()
+    optimizer = stepped(model)
+    path = tmp_path / "run" / "checkpoint.pt"  # in a folder that does not exist yet
+    write_checkpoint(path, model, optimizer, HISTORY, SETTINGS)
+    return path, model, optimizer
+
+
+@pytest.mark.parametrize("likelihood", [Bernoulli(), Bernoulli(relaxed=True)])
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 2, 5)])
+def test_the_model_comes_back(tmp_path, likelihood, shape):
+    model = small(likelihood=likelihood, image_shape=shape)
+    write_checkpoint(tmp_path / "a.pt", model, stepped(model), HISTORY, SETTINGS)
+    found = read_checkpoint(tmp_path / "a.pt").model("cpu")
+    x, eps = torch.rand(7, *shape), torch.randn(7, 2)
+    for before, after in zip(model(x, eps), found(x, eps), strict=True):
+        assert torch.equal(before, after)
+    assert found.likelihood == likelihood
+
+
+def test_the_model_goes_where_it_is_asked_to(written):
+    path, *_ = written
+    assert next(read_checkpoint(path).model("meta").parameters()).device.type == "meta"
+
+
+def test_restore_puts_model_and_optimizer_back(written):
+    path, model, optimizer = written
+    other = small(seed=1)
+    its_optimizer = torch.optim.Adam(other.parameters(), lr=1e-3)
+    assert read_checkpoint(path).restore(other, its_optimizer, SETTINGS) == HISTORY
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+    state, its_state = optimizer.state_dict()["state"], its_optimizer.state_dict()["state"]
+    assert state.keys() == its_state.keys() == set(range(len(list(model.parameters()))))
+    for i in state:
+        assert state[i].keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert all(torch.equal(value, its_state[i][name]) for name, value in state[i].items())
+
+
+def test_restore_names_all_that_differs_and_touches_nothing(written):
+    path, *_ = written
+    other = small(seed=1, hidden=5)
+    before = [p.clone() for p in other.parameters()]
+    its_optimizer = torch.optim.Adam(other.parameters(), lr=1e-3)
+    with pytest.raises(ValueError, match=r"^resume: ") as error:
+        read_checkpoint(path).restore(other, its_optimizer, {**SETTINGS, "seed": 3})
+    assert "(hidden was 3 and is now 5; seed was 0 and is now 3)" in str(error.value)
+    assert all(map(torch.equal, before, other.parameters()))
+    assert its_optimizer.state_dict()["state"] == {}
+
+
+def test_the_file_holds_numbers_and_no_code(written):
+    path, model, _ = written
+    content = torch.load(path, weights_only=True)
+    assert content["history"] == HISTORY
+    assert content["settings"] == SETTINGS
+    assert content["weights"].keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("failing", ["save", "replace"])
+def test_a_write_that_fails_leaves_the_old_file_and_no_litter(written, monkeypatch, failing):
+    path, _, optimizer = written
+    before = path.read_bytes()
+
+    def full_disk(content, part):
+        part.write_bytes(b"the beginning of a checkpoint")
+        raise OSError("no space left on device")
+
+    def refused(source, target):
+        raise OSError("no space left on device")
+
+    if failing == "save":
+        monkeypatch.setattr(torch, "save", full_disk)
+    else:
+        monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(OSError, match="no space"):
+        write_checkpoint(path, small(seed=1), optimizer, HISTORY, SETTINGS)
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_what_a_killed_process_left_is_cleared_by_the_next_write(written):
+    path, model, optimizer = written
+    path.with_name("checkpoint.pt.part").write_bytes(b"the beginning of a checkpoint")
+    write_checkpoint(path, model, optimizer, {**HISTORY, "kl": [7.0]}, SETTINGS)
+    assert read_checkpoint(path).history["kl"] == [7.0]
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_checkpoint_has_the_permissions_of_other_files(written):
+    path, *_ = written
+    other = path.with_name("other")
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.mkdir, ("it_ran",)
+
+
+def damaged(content):
+    return {
+        "empty": b"",
+        "cut short": content[: len(content) // 2],
+        "without its end": content[:-1],
+        "noise": bytes(range(256)) * 8,
+        "code": pickle.dumps(Harmful()),
+    }
+
+
+@pytest.mark.parametrize("damage", damaged(b""))
+def test_a_damaged_file_is_named_and_runs_nothing(written, monkeypatch, damage):
+    path, *_ = written
+    monkeypatch.chdir(path.parent)
+    path.write_bytes(damaged(path.read_bytes())[damage])
+    with pytest.raises(ValueError, match=r"^path: .*checkpoint\.pt is damaged or not a checkpoint"):
+        read_checkpoint(path)
+    assert os.listdir() == [path.name]
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {}}, [1, 2], torch.zeros(2), Harmful()])
+def test_a_file_that_something_else_saved_is_refused(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, "foreign.pt")
+    with pytest.raises(ValueError, match=r"^path: foreign\.pt is damaged or not a checkpoint"):
+        read_checkpoint("foreign.pt")
+    assert os.listdir() == ["foreign.pt"]
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*none\.pt"):
+        read_checkpoint(tmp_path / "none.pt")

@@ -1,0 +1,479 @@
+"""``python -m vae_book``: what it writes, prints and refuses."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vae_book import commands
+from vae_book.__main__ import main
+from vae_book.checkpoints import read_checkpoint
+from vae_book.data import DataError, binarize, load_mnist
+from vae_book.device import seeded
+from vae_book.evaluation import test_bound
+from vae_book.likelihoods import Bernoulli
+from vae_book.models import VAE
+from vae_book.training import History
+
+SMALL = ["--hidden", "8", "--latent", "2", "--batch-size", "16"]  # steps of 16, 16, 16, 16 and 8
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cpu():
+    """One thread: two that wait for each other make small steps slow on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VAE_BOOK_DEVICE", "cpu")
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two classes of 40 random images each, of which 72 are for training and 8 held out."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for label in ("one", "two"):
+        (root / label).mkdir()
+        for i, pixels in enumerate(rng.integers(0, 256, (40, 28, 28), dtype=np.uint8)):
+            Image.fromarray(pixels).save(root / label / f"{i:02}.png")
+    return root
+
+
+@pytest.fixture
+def train(folder, tmp_path):
+    """Train a small model into tmp_path / out; returns that folder."""
+
+    def run(*options, epochs=2, out="run"):
+        main(["train", "--source", str(folder), "--epochs", str(epochs), *SMALL,
+              "--out", str(tmp_path / out), *options])  # fmt: skip
+        return tmp_path / out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    """The checkpoint of a short run."""
+    out = tmp_path_factory.mktemp("trained")
+    main(["train", "--source", str(folder), "--epochs", "1", *SMALL, "--out", str(out)])
+    return out / "checkpoint.pt"
+
+
+def refused(capsys, arguments, code=2):
+    """Run a command that has to fail; returns its only line of error."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert stop.value.code == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = [line for line in captured.err.splitlines() if "epoch/s" not in line and line.strip()]
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("vae_book: ")
+    return lines[0]
+
+
+def pictures(path, columns):
+    """The images in a grid that save_image wrote, with its frame of two pixels."""
+    grid = np.asarray(Image.open(path).convert("L"))
+    rows = (grid.shape[0] - 2) // 30
+    assert grid.shape == (rows * 30 + 2, columns * 30 + 2)
+    cells = grid[2:, 2:].reshape(rows, 30, columns, 30).swapaxes(1, 2)[:, :, :28, :28]
+    return cells.reshape(rows * columns, 28, 28)
+
+
+def as_bytes(images):
+    return (images * 255).round().byte().numpy()[:, 0]
+
+
+def everything(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def assert_same_run(a, b):
+    """The same pictures, weights, optimizer and history; only the seconds may differ."""
+    first, second = everything(a), everything(b)
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name] and name.endswith("png")] == []
+    one, two = (read_checkpoint(run / "checkpoint.pt") for run in (a, b))
+    torch.testing.assert_close(one.weights, two.weights, rtol=0, atol=0)
+    torch.testing.assert_close(one.optimizer, two.optimizer, rtol=0, atol=0)
+    for run in (one, two):
+        del run.history["seconds"]
+    assert one.history == two.history
+    histories = [History.load(run / "history.json") for run in (a, b)]
+    assert histories[0].held_out == histories[1].held_out == one.history["held_out"]
+
+
+# train --------------------------------------------------------------------------------------------
+
+
+def test_train_writes_pictures_history_and_checkpoint(train, capsys):
+    out = train(epochs=2)
+    assert set(everything(out)) == {
+        "checkpoint.pt",
+        "history.json",
+        *(f"{kind}_000{epoch}.png" for kind in ("reconstruction", "sample") for epoch in (1, 2)),
+    }
+    history = History.load(out / "history.json")
+    assert history.epochs == len(history.held_out) == 2
+    assert history.loss[1] < history.loss[0]
+    printed, progress = capsys.readouterr()
+    numbers = (
+        f"reconstruction {history.reconstruction[1]:.2f}, KL {history.kl[1]:.2f}, "
+        f"held-out bound {history.held_out[1]:.2f} nats"
+    )
+    assert printed == f"{out}: 2 epochs, {numbers} for an image\n"
+    assert "2/2" in progress
+    assert numbers in progress
+
+
+def test_reconstructions_stand_below_the_held_out_images(train, folder):
+    out = train(epochs=1)
+    model = read_checkpoint(out / "checkpoint.pt").model("cpu")
+    held_out = load_mnist("test", str(folder), "cpu").images
+    assert len(held_out) == 8
+    cells = pictures(out / "reconstruction_0001.png", columns=8)
+    assert len(cells) == 16
+    assert np.array_equal(cells[:8], as_bytes(held_out))
+    with torch.no_grad():
+        reconstructed = torch.sigmoid(model.decode(model.encode(held_out)[0]))
+    assert np.abs(cells[8:].astype(int) - as_bytes(reconstructed)).max() <= 1  # rounding
+
+
+def test_samples_of_all_epochs_come_from_the_same_z(train):
+    out = train("--lr", "1e-12", "--seed", "3", epochs=2)  # so slow that the model stays
+    first, second = (out / f"sample_000{epoch}.png" for epoch in (1, 2))
+    assert first.read_bytes() == second.read_bytes()
+    model = read_checkpoint(out / "checkpoint.pt").model("cpu")
+    with torch.no_grad():
+        expected = torch.sigmoid(model.decode(torch.randn(64, 2, generator=seeded(3))))
+    cells = pictures(second, columns=8)
+    assert len(cells) == 64
+    assert np.abs(cells.astype(int) - as_bytes(expected)).max() <= 1
+
+
+def test_the_seed_governs_the_whole_run(train):
+    torch.manual_seed(1)
+    first = train("--seed", "7", out="first")
+    torch.manual_seed(2)
+    again = train("--seed", "7", out="again")
+    other = train("--seed", "8", out="other")
+    assert_same_run(first, again)
+    # Frozen, the weights are those of the start.
+    frozen = [train("--lr", "1e-12", "--seed", seed, epochs=1, out=seed) for seed in ("7", "8")]
+    for a, b in ((first, other), frozen):
+        one, two = (
+            read_checkpoint(run / "checkpoint.pt").weights["to_mu.weight"] for run in (a, b)
+        )
+        assert (one - two).abs().max() > 1e-3
+    for name in ("sample_0001.png", "reconstruction_0001.png"):
+        assert (first / name).read_bytes() != (other / name).read_bytes()
+
+
+def test_options_reach_the_run(train):
+    run = read_checkpoint(train("--lr", "0.01", "--seed", "4") / "checkpoint.pt")
+    assert (run.settings["lr"], run.settings["seed"]) == (0.01, 4)
+    assert (run.settings["batch_size"], run.settings["images"]) == (16, 72)
+    assert (run.settings["held_out"], run.settings["resample"]) == (8, False)
+    assert (run.architecture["latent"], run.architecture["hidden"]) == (2, 8)
+    assert run.model("cpu").likelihood == Bernoulli(relaxed=True)
+
+
+def test_binary_trains_on_fresh_draws_by_the_strict_likelihood(train):
+    out = train("--binary", epochs=1)
+    run = read_checkpoint(out / "checkpoint.pt")
+    assert run.model("cpu").likelihood == Bernoulli()
+    assert run.settings["resample"] is True
+    originals = pictures(out / "reconstruction_0001.png", columns=8)[:8]
+    assert set(np.unique(originals)) == {0, 255}
+
+
+def test_a_run_is_never_overwritten_by_accident(train, capsys, folder):
+    out = train(epochs=1)
+    before = everything(out)
+    line = refused(capsys, ["train", "--source", folder, "--out", out, *SMALL])
+    assert "checkpoint.pt holds a run already" in line
+    assert "--resume" in line
+    assert "--out" in line
+    assert everything(out) == before
+
+
+def test_resume_ends_as_an_uninterrupted_run(train):
+    whole = train(epochs=3, out="whole")
+    train(epochs=2, out="parts")
+    assert_same_run(whole, train("--resume", epochs=3, out="parts"))
+
+
+@pytest.mark.parametrize("wrong", [KeyboardInterrupt(), MemoryError("too little")])
+def test_resume_after_an_interruption_within_an_epoch(train, tmp_path, capsys, monkeypatch, wrong):
+    whole = train(epochs=3, out="whole")
+    calls = iter(range(10**6))
+    forward = VAE.forward
+
+    def interrupted(self, x, eps):
+        if next(calls) == 1 + (5 + 1) + 2:  # the rehearsal, an epoch and its measure, two steps
+            raise wrong
+        return forward(self, x, eps)
+
+    monkeypatch.setattr(VAE, "forward", interrupted)
+    if isinstance(wrong, KeyboardInterrupt):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            train(epochs=3, out="parts")
+        assert stop.value.code == 130
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("vae_book: stopped; the same command with --resume")
+    else:
+        with pytest.raises(MemoryError):
+            train(epochs=3, out="parts")
+    monkeypatch.undo()
+    assert len(read_checkpoint(tmp_path / "parts" / "checkpoint.pt").history["kl"]) == 1
+    assert_same_run(whole, train("--resume", epochs=3, out="parts"))
+
+
+def test_resume_rewrites_what_an_interruption_cost_an_epoch(train, tmp_path, monkeypatch):
+    """The pictures of an epoch are on disk before the checkpoint says that it is over."""
+    whole = train(epochs=2, out="whole")
+    save = commands.save_image
+
+    def stops(images, path, **options):
+        if path.name == "sample_0002.png":
+            raise MemoryError
+        save(images, path, **options)
+
+    monkeypatch.setattr(commands, "save_image", stops)
+    with pytest.raises(MemoryError):
+        train(epochs=2, out="parts")
+    monkeypatch.undo()
+    assert_same_run(whole, train("--resume", epochs=2, out="parts"))
+
+
+def test_resume_without_a_checkpoint_starts(train):
+    assert_same_run(train(out="plain"), train("--resume", out="asked"))
+
+
+def test_resume_of_a_finished_run_changes_nothing_and_says_so(train, capsys):
+    out = train(epochs=2)
+    before = everything(out)
+    capsys.readouterr()
+    train("--resume", epochs=2)
+    assert everything(out) == before
+    assert "2 epochs" in (said := capsys.readouterr().out)
+    assert "raise --epochs" in said
+
+
+def test_resume_with_other_settings_is_refused(train, capsys, folder):
+    out = train(epochs=1)
+    before = everything(out)
+    line = refused(
+        capsys,
+        ["train", "--source", folder, "--out", out, *SMALL, "--resume", "--lr", "0.01", "--binary"],
+    )
+    assert "lr was 0.001 and is now 0.01" in line
+    assert "resample was False and is now True" in line
+    assert everything(out) == before
+
+
+# sample -------------------------------------------------------------------------------------------
+
+
+def test_sample_draws_from_the_prior(trained, tmp_path):
+    paths = [tmp_path / "new" / name for name in ("a.png", "b.png", "c.png")]
+    for path, seed in zip(paths, "110", strict=True):
+        main(["sample", "--checkpoint", str(trained), "--n", "10", "--seed", seed,
+              "--out", str(path)])  # fmt: skip
+    assert paths[0].read_bytes() == paths[1].read_bytes() != paths[2].read_bytes()
+    cells = pictures(paths[0], columns=4)
+    model = read_checkpoint(trained).model("cpu")
+    with torch.no_grad():
+        expected = torch.sigmoid(model.decode(torch.randn(10, 2, generator=seeded(1))))
+    assert np.abs(cells[:10].astype(int) - as_bytes(expected)).max() <= 1
+    assert not cells[10:].any()  # the two empty places of 3 x 4
+
+
+# evaluate -----------------------------------------------------------------------------------------
+
+
+def evaluated(capsys, checkpoint, *options):
+    capsys.readouterr()
+    main(["evaluate", "--checkpoint", str(checkpoint), *options])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_evaluate_prints_the_bound_its_terms_and_the_protocol(trained, folder, capsys, split):
+    options = ["--split", split, "--samples", "3", "--seed", "2"]
+    model, data = read_checkpoint(trained).model("cpu"), load_mnist(split, str(folder), "cpu")
+    bound = test_bound(model, data, n_samples=3, seed=2)
+
+    printed = json.loads(evaluated(capsys, trained, *options, "--json"))
+    assert printed == bound.as_dict()
+    assert printed["protocol"]["pixels"] == "grayscale"
+    assert printed["protocol"]["n_images"] == {"train": 72, "test": 8}[split]
+
+    text = evaluated(capsys, trained, *options)
+    for number in (bound.value, bound.standard_error, bound.reconstruction, bound.kl):
+        assert f" {number:.3f}" in text
+    for line in ("negative ELBO, K=3", str(folder), split, "grayscale", "2"):
+        assert any(row.endswith(f" {line}") for row in text.splitlines())
+
+
+def test_evaluate_takes_another_source(trained, folder, tmp_path, capsys):
+    other = tmp_path / "other"
+    (other / "only").mkdir(parents=True)
+    for i in range(20):
+        Image.new("L", (28, 28), color=i).save(other / "only" / f"{i}.png")
+    printed = json.loads(evaluated(capsys, trained, "--source", str(other), "--json"))
+    assert (printed["protocol"]["source"], printed["protocol"]["n_images"]) == (str(other), 2)
+
+
+def test_evaluate_draws_binary_images_for_a_model_of_binary_images(train, folder, capsys):
+    checkpoint = train("--binary", epochs=1) / "checkpoint.pt"
+    printed = json.loads(evaluated(capsys, checkpoint, "--seed", "5", "--json"))
+    assert printed["protocol"]["pixels"] == "binary, drawn from the gray levels with seed 5"
+    # An average over many draws of the pixels; the one that was printed is among them.
+    model, data = read_checkpoint(checkpoint).model("cpu"), load_mnist("test", str(folder), "cpu")
+    values = []
+    for seed in range(100, 130):
+        drawn = type(data)(binarize(data.images, seeded(seed)), data.labels, data.source, "test")
+        values.append(test_bound(model, drawn, seed=seed).value)
+    assert abs(printed["value"] - np.mean(values)) < 5 * np.std(values)
+    other = json.loads(evaluated(capsys, checkpoint, "--seed", "6", "--json"))
+    assert other["value"] != printed["value"]
+    # What training reported is reproduced with the seed of the run.
+    same = json.loads(evaluated(capsys, checkpoint, "--json"))
+    assert same["value"] == read_checkpoint(checkpoint).history["held_out"][-1]
+
+
+def test_the_noise_of_binary_pixels_is_not_that_of_z(train, capsys, monkeypatch):
+    """A generator started from the same seed would tie the two together."""
+    checkpoint, streams = train("--binary", epochs=1) / "checkpoint.pt", []
+
+    def spy(images, generator):
+        streams.append(generator.initial_seed())
+        return binarize(images, generator)
+
+    monkeypatch.setattr(commands, "binarize", spy)
+    evaluated(capsys, checkpoint, "--seed", "5")
+    assert len(streams) == 1
+    assert streams[0] != seeded(5).initial_seed()
+
+
+# Errors -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--source", "nowhere"], "error: source: .*got 'nowhere'"),
+        (["train", "--source", "FOLDER", "--lr", "-1"], "error: lr: .*got -1.0"),
+        (["train", "--source", "FOLDER", "--seed", "-1"], "error: seed: .*-1"),
+        (["train", "--source", "FOLDER", "--out", "FILE/run"], "error: .*[Nn]ot a directory"),
+        (["sample", "--checkpoint", "none.pt"], "error: there is no checkpoint at none.pt"),
+        (["sample", "--checkpoint", "FILE"], "error: path: .*file is damaged or not a checkpoint"),
+        (["sample", "--checkpoint", "TRAINED", "--out", "a.unknown"], "error: .*extension"),
+        (["evaluate", "--checkpoint", "none.pt"], "error: there is no checkpoint at none.pt"),
+        (["evaluate", "--checkpoint", "TRAINED", "--source", "nowhere"], "error: source: "),
+    ],
+)
+def test_an_error_of_use_is_one_line(
+    tmp_path, monkeypatch, capsys, folder, trained, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("not a folder and no checkpoint")
+    known = {"FOLDER": folder, "TRAINED": trained, "FILE": "file", "FILE/run": "file/run"}
+    line = refused(capsys, [known.get(argument, argument) for argument in arguments])
+    assert re.search(message, line), line
+
+
+def test_missing_data_are_an_error_of_use(monkeypatch, capsys, tmp_path):
+    def missing(*arguments):
+        raise DataError("MNIST is not here. To go on, put it there")
+
+    monkeypatch.setattr(commands, "load_mnist", missing)
+    line = refused(capsys, ["train", "--source", "full", "--out", tmp_path / "run"])
+    assert line == "vae_book: error: MNIST is not here. To go on, put it there"
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unusable_device_is_an_error_of_use(monkeypatch, capsys, trained):
+    monkeypatch.setenv("VAE_BOOK_DEVICE", "abacus")
+    assert "VAE_BOOK_DEVICE='abacus'" in refused(capsys, ["sample", "--checkpoint", trained])
+
+
+def test_a_mistake_in_the_program_keeps_its_traceback(monkeypatch, trained):
+    def mistaken(*arguments):
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(commands, "read_checkpoint", mistaken)
+    with pytest.raises(TypeError, match="a bug"):
+        main(["sample", "--checkpoint", str(trained)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["train", "--epochs", "0"], "--epochs: expected a positive whole number, got '0'"),
+        (["train", "--latent", "2.5"], "--latent: expected a positive whole number, got '2.5'"),
+        (["sample", "--n", "-3"], "--n: expected a positive whole number, got '-3'"),
+        (["evaluate", "--split", "validation"], "invalid choice: 'validation'"),
+        (["train", "--learning-rate", "1"], "unrecognized arguments: --learning-rate"),
+    ],
+)
+def test_bad_arguments_are_explained(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+# --help -------------------------------------------------------------------------------------------
+
+
+def test_help_runs_as_a_module_and_does_not_wait_for_torch():
+    program = [sys.executable, "-X", "importtime", "-m", "vae_book", "--help"]
+    done = subprocess.run(program, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: python -m vae_book [-h] COMMAND")
+    for word in ("train", "sample", "evaluate", "VAE_BOOK_DEVICE"):
+        assert word in done.stdout
+    assert "argparse" in done.stderr
+    assert "torch" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "defaults"),
+    [
+        (
+            "train",
+            {
+                "--source": "VAE_BOOK_DATASET, else bundled",
+                "--epochs": "10",
+                "--batch-size": "128",
+                "--lr": "0.001",
+                "--seed": "0",
+                "--latent": "20",
+                "--hidden": "400",
+                "--out": "runs/vae",
+            },
+        ),
+        ("sample", {"--checkpoint": "runs/vae/checkpoint.pt", "--n": "64", "--seed": "0"}),
+        ("evaluate", {"--source": "what the model was trained on", "--split": "test"}),
+    ],
+)
+def test_help_shows_the_defaults(capsys, command, defaults):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    _, *options = " ".join(capsys.readouterr().out.split("options:")[1].split()).split(" --")
+    shown = {f"--{text.split()[0]}": text for text in options}
+    for option, default in defaults.items():
+        assert f"(default: {default})" in shown[option]

@@ -1,0 +1,93 @@
+"""What nbval, with the tolerances of conftest.py, lets pass and what it does not."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from tests.comparison import Printed, Trained
+
+NBVAL = ["--nbval", "--nbval-current-env", "-p", "no:cacheprovider"]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("stored", "fresh", "tight", "trained"),
+    [
+        ("bound 113.30", "bound 113.30", True, True),
+        ("bound 113.30", "bound 113.31", True, True),
+        ("bound 113.30", "bound 113.35", False, True),
+        ("bound 113.30", "bound 115.30", False, False),
+        ("bound 113.30", "bund 113.30", False, False),
+        ("bound 113.30", "bound -113.30", False, False),
+        ("10 of 20", "11 of 20", False, False),
+        ("0.00 nats", "0.01 nats", True, True),
+        ("0.00 nats", "0.03 nats", False, False),
+        ("a 1.50  b", "a  1.50 b", True, True),
+        ("1.5, 2.5", "1.5", False, False),
+        ("1.2e-3", "1.2e-2", False, False),
+        ("1.20e-3", "1.21e-3", True, True),
+        ("agrees: True", "agrees: False", False, False),
+    ],
+)
+def test_words_match_exactly_and_decimals_nearly(stored, fresh, tight, trained):
+    assert (Printed(stored) == fresh) is tight
+    assert (Trained(stored) == fresh) is trained
+    assert (Printed(stored) != fresh) is not tight
+
+
+CELLS = {
+    # name: (source, stored output, tags, passes)
+    "same": ("print('loss 1.5000')", "loss 1.5000\n", [], True),
+    "drifted": ("print('loss 1.5080')", "loss 1.5000\n", [], False),
+    "drifted in training": ("print('loss 1.5080')", "loss 1.5000\n", ["trained"], True),
+    "wrong in training": ("print('loss 1.5300')", "loss 1.5000\n", ["trained"], False),
+    "other words": ("print('gain 1.5000')", "loss 1.5000\n", ["trained"], False),
+    "nothing stored": ("print('loss 1.5000')", None, [], False),
+    "nothing printed": ("pass", "loss 1.5000\n", [], False),
+    "stderr": ("import sys; print('x', file=sys.stderr)", None, [], False),
+    "warning": ("import warnings; warnings.warn('x')", None, [], False),
+    "error": ("1 / 0", None, [], False),
+    "network": (
+        "import socket; s = socket.socket(); s.settimeout(2); s.connect(('192.0.2.1', 80))",
+        None,
+        [],
+        False,
+    ),
+    "network is off": (
+        "import socket\ntry:\n    socket.create_connection(('192.0.2.1', 80), timeout=2)\n"
+        "except OSError as e:\n    print(str(e)[:31])",
+        "the tests run without a network\n",
+        [],
+        True,
+    ),
+}
+
+
+def test_a_chapter_fails_for_what_a_reader_would_stumble_over(tmp_path):
+    notebook = new_notebook()
+    for number, (source, stored, tags, _) in enumerate(CELLS.values(), 1):
+        outputs = [new_output("stream", name="stdout", text=stored)] if stored else []
+        notebook.cells.append(
+            new_code_cell(source, outputs=outputs, execution_count=number, metadata={"tags": tags})
+        )
+    nbformat.write(notebook, tmp_path / "chapter.ipynb")
+    shutil.copy(ROOT / "conftest.py", tmp_path)
+    shutil.copytree(ROOT / "tests", tmp_path / "tests")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-rA", *NBVAL, "chapter.ipynb"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    verdicts = {
+        name: f"PASSED chapter.ipynb::Cell {number}" in run.stdout
+        and f"FAILED chapter.ipynb::Cell {number} " not in run.stdout
+        for number, name in enumerate(CELLS)
+    }
+    assert verdicts == {name: passes for name, (_, _, _, passes) in CELLS.items()}

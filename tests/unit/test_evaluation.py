@@ -1,0 +1,147 @@
+"""`test_bound` is an average over images with a standard error and the protocol of its making."""
+
+import json
+import statistics
+
+import pytest
+import torch
+from scipy.stats import f
+from torch.distributions import Bernoulli, Normal, kl_divergence
+
+from vae_book import evaluation
+from vae_book.data import Images
+from vae_book.device import describe
+from vae_book.evaluation import test_bound
+from vae_book.models import VAE
+
+
+def data(n=10, seed=0, binary=False):
+    draw = torch.Generator().manual_seed(seed)
+    images = torch.rand(n, 1, 28, 28, generator=draw)
+    images = images.round() if binary else images
+    return Images(images, torch.zeros(n, dtype=torch.long), "noise", "test")
+
+
+@pytest.fixture(scope="module")
+def model():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = VAE(latent=3, hidden=16)
+    for weight in model.to_log_var.parameters():
+        weight.data *= 3
+    model.decoder[0].weight.data *= 3  # so that the draws of z matter
+    return model
+
+
+def test_its_name_does_not_make_it_a_test(request):
+    assert test_bound.__test__ is False
+    names = {item.originalname for item in request.session.items if item.path == request.path}
+    assert "test_bound" not in names
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("n_samples", [1, 3])
+def test_is_the_mean_over_images_with_a_short_chunk_at_the_end(model, monkeypatch, n_samples):
+    monkeypatch.setattr(evaluation, "CHUNK", 4)
+    images = data(10)
+    bound = test_bound(model, images, n_samples=n_samples, seed=5)
+
+    draw = torch.Generator().manual_seed(5)
+    reconstructions, kls = [], []
+    for chunk in (images.images[:4], images.images[4:8], images.images[8:]):
+        eps = torch.randn(n_samples, len(chunk), 3, generator=draw)
+        for row, x in enumerate(chunk):
+            mu, log_var = model.encode(x)
+            sigma = (log_var / 2).exp()
+            pixels = [Bernoulli(logits=model.decode(z)) for z in mu + sigma * eps[:, row]]
+            # Gray levels lie outside the support of torch's Bernoulli: their score by its formula.
+            scores = [x * p.probs.log() + (1 - x) * (1 - p.probs).log() for p in pixels]
+            reconstructions.append(-sum(score.sum().item() for score in scores) / n_samples)
+            kls.append(kl_divergence(Normal(mu, sigma), Normal(0, 1)).sum().item())
+    per_image = [a + b for a, b in zip(reconstructions, kls, strict=True)]
+    assert bound.value == float(bound) == pytest.approx(statistics.mean(per_image), rel=1e-6)
+    assert bound.reconstruction == pytest.approx(statistics.mean(reconstructions), rel=1e-6)
+    assert bound.kl == pytest.approx(statistics.mean(kls), rel=1e-5)
+    assert bound.value == pytest.approx(bound.reconstruction + bound.kl, rel=1e-12)
+    assert bound.standard_error == pytest.approx(statistics.stdev(per_image) / 10**0.5, rel=1e-4)
+
+
+def test_the_noise_depends_on_the_seed_alone(model):
+    before = torch.get_rng_state()
+    first = test_bound(model, data(), seed=1)
+    assert torch.equal(torch.get_rng_state(), before)  # the global stream was left alone
+    with torch.random.fork_rng():
+        torch.manual_seed(99)
+        assert test_bound(model, data(), seed=1) == first
+    assert test_bound(model, data(), seed=2).value != first.value
+
+
+def over_seeds(model, data, n_samples=1, seeds=40):
+    """Mean, its squared standard error and variance of the bound over the noise."""
+    values = [
+        test_bound(model, data, n_samples=n_samples, seed=seed).value for seed in range(seeds)
+    ]
+    variance = statistics.variance(values)
+    return statistics.mean(values), variance / seeds, variance
+
+
+def test_the_order_of_the_images_matters_only_through_the_noise(model):
+    images = data(6)
+    backwards = Images(images.images.flip(0), images.labels, "noise", "test")
+    assert test_bound(model, images).kl == pytest.approx(test_bound(model, backwards).kl, rel=1e-6)
+    (there, there_error, _), (back, back_error, _) = (
+        over_seeds(model, each) for each in (images, backwards)
+    )
+    assert abs(there - back) < 4 * (there_error + back_error) ** 0.5
+
+
+def test_more_samples_lower_the_noise_and_keep_the_expectation(model):
+    images = data(4)
+    (one, one_error, one_variance), (many, many_error, many_variance) = (
+        over_seeds(model, images, n_samples) for n_samples in (1, 16)
+    )
+    assert abs(one - many) < 4 * (one_error + many_error) ** 0.5
+    low, high = f.ppf([1e-4, 1 - 1e-4], 39, 39)  # of a ratio of variances of 40 Gaussian draws
+    assert low < one_variance / many_variance / 16 < high
+
+
+def test_keeps_no_graph_of_what_it_computes(model):
+    grad_enabled = []
+    with model.to_mu.register_forward_hook(lambda *_: grad_enabled.append(torch.is_grad_enabled())):
+        test_bound(model, data())
+    assert grad_enabled == [False]
+
+
+@pytest.mark.parametrize(("binary", "pixels"), [(True, "binary"), (False, "grayscale")])
+def test_the_protocol_says_how_it_was_measured(model, binary, pixels):
+    bound = test_bound(model, data(binary=binary), n_samples=2, seed=3)
+    protocol = {
+        "quantity": "negative ELBO, K=2",
+        "source": "noise",
+        "split": "test",
+        "n_images": 10,
+        "pixels": pixels,
+        "seed": 3,
+        "device": describe(torch.device("cpu")),
+    }
+    assert json.loads(json.dumps(bound.as_dict())) == {
+        "value": bound.value,
+        "standard_error": bound.standard_error,
+        "reconstruction": bound.reconstruction,
+        "kl": bound.kl,
+        "protocol": protocol,
+    }
+
+
+def test_one_gray_pixel_makes_images_grayscale(model):
+    images = data(binary=True)
+    images.images[-1, 0, -1, -1] = 0.5
+    assert test_bound(model, images).protocol.pixels == "grayscale"
+
+
+def test_needs_two_images_and_a_sample(model):
+    for n in (0, 1):
+        with pytest.raises(ValueError, match=f"2 images or more .* got {n}"):
+            test_bound(model, data(n))
+    with pytest.raises(ValueError, match="n_samples"):
+        test_bound(model, data(), n_samples=0)

@@ -1,0 +1,161 @@
+"""Several processes, started by a real ``torchrun``, do what one process does."""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vae_book import parallel
+from vae_book.__main__ import main
+from vae_book.checkpoints import read_checkpoint
+
+# 36 training images in steps of 7, shared 4 to 3, and a last one of 1: a process is left without.
+TRAIN = ["train", "--epochs", "4", "--batch-size", "7", "--hidden", "16", "--latent", "2"]
+# The name of this machine need not resolve.
+TORCHRUN = ["torch.distributed.run", "--standalone", "--local-addr=localhost", "--nproc-per-node=2"]
+
+
+def launch(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        env={**os.environ, "VAE_BOOK_DEVICE": "cpu", "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """40 random images, of which 36 are for training."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    (root / "all").mkdir()
+    for i, pixels in enumerate(rng.integers(0, 256, (40, 28, 28), dtype=np.uint8)):
+        Image.fromarray(pixels).save(root / "all" / f"{i:02}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs(folder, tmp_path_factory):
+    """The same run by one process and by two."""
+    out = tmp_path_factory.mktemp("runs")
+    options = [*TRAIN, "--binary", "--source", str(folder), "--out"]
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setenv("VAE_BOOK_DEVICE", "cpu")
+        main([*options, str(out / "one")])
+    two = launch(*TORCHRUN, "-m", "vae_book", *options, out / "two")
+    assert two.returncode == 0, two.stderr
+    return out, printed.getvalue(), two.stdout
+
+
+def test_two_processes_train_the_model_that_one_trains(runs):
+    out, *_ = runs
+    one, two = (read_checkpoint(out / name / "checkpoint.pt") for name in ("one", "two"))
+    assert one.settings == two.settings
+    assert one.weights.keys() == two.weights.keys()
+    for name, weight in one.weights.items():
+        torch.testing.assert_close(two.weights[name], weight, rtol=1e-5, atol=1e-6)
+    # Adam forgives a gradient of the wrong scale; its running averages of the gradients tell.
+    for i, state in one.optimizer["state"].items():
+        for name, value in state.items():
+            scale = value.abs().max().item()
+            torch.testing.assert_close(
+                two.optimizer["state"][i][name], value, rtol=1e-4, atol=1e-5 * scale
+            )
+    for term in ("reconstruction", "kl", "held_out"):
+        assert len(one.history[term]) == 4
+        assert two.history[term] == pytest.approx(one.history[term], rel=1e-6)
+
+
+def test_one_process_writes_and_prints_for_both(runs):
+    out, one, two = runs
+    names = [sorted(path.name for path in (out / name).iterdir()) for name in ("one", "two")]
+    assert names[0] == names[1]
+    assert len(names[0]) == 2 + 2 * 4
+    assert one.count("\n") == 1
+    assert two == one.replace(f"{out / 'one'}", f"{out / 'two'}")
+
+
+def test_settings_that_all_refuse_are_told_once(runs, folder):
+    out, *_ = runs
+    options = [*TRAIN, "--source", folder, "--out", out / "two", "--resume", "--lr", "5"]
+    failed = launch(*TORCHRUN, "-m", "vae_book", *options)
+    assert failed.returncode != 0
+    assert failed.stderr.count("vae_book: error: ") == 1
+    assert "lr was 0.001 and is now 5.0" in failed.stderr
+
+
+def test_when_one_process_fails_the_other_does_not_wait_for_it(folder, tmp_path):
+    """Only the main process writes; the other one is in the next epoch when that fails."""
+    (tmp_path / "sample_0002.png").mkdir()
+    options = [*TRAIN, "--source", folder, "--out", tmp_path]
+    failed = launch(*TORCHRUN, "-m", "vae_book", *options)
+    assert failed.returncode != 0
+    assert failed.stderr.count("vae_book: error: ") == 1
+    assert "sample_0002.png" in failed.stderr
+    assert "gloo" not in failed.stderr  # nor does it bury the message
+    assert len(read_checkpoint(tmp_path / "checkpoint.pt").history["kl"]) == 1
+
+
+WORKER = """
+import json, pathlib, sys, time
+import torch
+from vae_book import parallel
+
+out = pathlib.Path(sys.argv[1])
+with parallel.process_group():
+    rank = parallel.rank()
+    seen = {"world_size": parallel.world_size(), "is_main": parallel.is_main()}
+    seen["sum"] = parallel.summed(torch.tensor([1.0 + rank, 10.0 * rank])).tolist()
+    with parallel.main_first():
+        if rank == 0:
+            time.sleep(0.5)  # the others would be here by now
+            (out / "cache").write_text("whole")
+        seen["cache"] = (out / "cache").exists()
+    try:
+        with parallel.main_first():
+            raise ValueError("all meet it")
+    except ValueError as error:
+        seen["error"] = str(error)
+    seen["fails_first"] = parallel.fails_first()
+seen["left"] = parallel.world_size()
+(out / f"rank{rank}.json").write_text(json.dumps(seen))
+"""
+
+
+def test_what_the_processes_share(tmp_path):
+    (tmp_path / "worker.py").write_text(WORKER)
+    path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    done = launch(*TORCHRUN, tmp_path / "worker.py", tmp_path, PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    seen = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert [each["is_main"] for each in seen] == [True, False]
+    assert sorted(each.pop("fails_first") for each in seen) == [False, True]
+    for each in seen:
+        del each["is_main"]
+        assert each == {
+            "world_size": 2,
+            "sum": [3.0, 10.0],
+            "cache": True,
+            "error": "all meet it",
+            "left": 1,
+        }
+
+
+def test_without_torchrun_there_is_one_process():
+    with parallel.process_group(), parallel.main_first():
+        assert not torch.distributed.is_initialized()
+        assert (parallel.rank(), parallel.world_size(), parallel.is_main()) == (0, 1, True)
+        totals = torch.tensor([1.0, 2.0])
+        assert parallel.summed(totals).tolist() == [1.0, 2.0]
+        assert parallel.fails_first()
+        assert parallel.fails_first()  # a process of its own always tells

@@ -1,0 +1,423 @@
+"""The training loop, checked against a loop that is written out with its formulas."""
+
+import math
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+
+from vae_book.checkpoints import read_checkpoint
+from vae_book.data import Images, load_mnist
+from vae_book.evaluation import test_bound
+from vae_book.likelihoods import Bernoulli
+from vae_book.models import VAE
+from vae_book.training import History, fit
+
+N = 10
+SETTINGS = {"batch_size": 4, "lr": 3e-3, "seed": 5}  # steps of 4, 4 and 2 images
+
+
+def gray(n=N, *, seed=0, dtype=torch.float32):
+    """Random images; the first pixel of each is its number, divided by n."""
+    images = torch.rand(n, 1, 28, 28, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    images[:, 0, 0, 0] = torch.arange(n) / n
+    return Images(images, torch.zeros(n, dtype=torch.long), "random", "train")
+
+
+def tiny(seed=0, **options):
+    torch.manual_seed(seed)
+    return VAE(**{"latent": 3, "hidden": 6, **options})
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two threads that wait for each other make small steps slow on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Spy(VAE):
+    """A VAE that remembers what went in and out, and can fail at one of its calls."""
+
+    def __init__(self, fail_at=None):
+        torch.manual_seed(0)
+        super().__init__(latent=3, hidden=6)
+        self.calls, self.fail_at = [], fail_at
+
+    def forward(self, x, eps):
+        if len(self.calls) == self.fail_at:
+            raise RuntimeError("the power went out")
+        out = super().forward(x, eps)
+        self.calls.append([t.detach().clone() for t in (x, eps, *out)])
+        return out
+
+
+def who(x):
+    """The numbers of the images of a batch that `gray` made."""
+    return (x[:, 0, 0, 0] * N).round().long().tolist()
+
+
+def epochs_of(spy, steps=3):
+    calls = spy.calls
+    return [calls[start : start + steps] for start in range(0, len(calls), steps)]
+
+
+def cross_entropy(x, logits):
+    on, off = 1 / (1 + torch.exp(-logits)), 1 / (1 + torch.exp(logits))
+    return -(x * on.log() + (1 - x) * off.log()).sum((-3, -2, -1))
+
+
+def kl(mu, log_var):
+    return (mu**2 + log_var.exp() - 1 - log_var).sum(-1) / 2
+
+
+def assert_same_state(a, b):
+    for name, tensor in a.state_dict().items():
+        assert torch.equal(tensor, b.state_dict()[name]), name
+
+
+def timeless(history):
+    return {name: value for name, value in asdict(history).items() if name != "seconds"}
+
+
+# One step ----------------------------------------------------------------------------------------
+
+
+def test_steps_are_adam_on_the_mean_negative_elbo():
+    """Two epochs agree with autograd on the written-out loss and a written-out Adam.
+
+    In float64, where even the factor by which a loss is scaled shows: Adam divides it out but for
+    its epsilon of 1e-8.
+    """
+    spy = Spy().double()
+    weights = {k: v.clone().requires_grad_() for k, v in spy.state_dict().items()}
+    fit(spy, gray(dtype=torch.float64), epochs=2, **SETTINGS)
+
+    first = {k: torch.zeros_like(v) for k, v in weights.items()}
+    second = {k: torch.zeros_like(v) for k, v in weights.items()}
+    assert [len(x) for x, *_ in spy.calls] == [4, 4, 2] * 2
+    for step, (x, eps, *_) in enumerate(spy.calls, start=1):
+        w = weights
+        h = (x.flatten(1) @ w["encoder.1.weight"].T + w["encoder.1.bias"]).clamp(min=0)
+        mu = h @ w["to_mu.weight"].T + w["to_mu.bias"]
+        log_var = h @ w["to_log_var.weight"].T + w["to_log_var.bias"]
+        z = mu + log_var.exp().sqrt() * eps
+        h = (z @ w["decoder.0.weight"].T + w["decoder.0.bias"]).clamp(min=0)
+        logits = (h @ w["decoder.2.weight"].T + w["decoder.2.bias"]).view(x.shape)
+        loss = (cross_entropy(x, logits) + kl(mu, log_var)).mean()
+        gradients = torch.autograd.grad(loss, list(w.values()))
+        with torch.no_grad():
+            for name, g in zip(w, gradients, strict=True):
+                first[name] = 0.9 * first[name] + 0.1 * g
+                second[name] = 0.999 * second[name] + 0.001 * g**2
+                m, v = first[name] / (1 - 0.9**step), second[name] / (1 - 0.999**step)
+                w[name] -= SETTINGS["lr"] * m / (v.sqrt() + 1e-8)
+    for name, trained in spy.state_dict().items():
+        torch.testing.assert_close(trained, weights[name].detach(), rtol=0, atol=1e-13)
+
+
+def test_history_is_the_mean_over_images_of_what_each_step_saw():
+    spy = Spy()
+    history = fit(spy, gray(), epochs=2, **SETTINGS)
+    for epoch, calls in enumerate(epochs_of(spy)):
+        wide = [[t.double() for t in call] for call in calls]
+        reconstruction = torch.cat([cross_entropy(x, logits) for x, _, logits, *_ in wide])
+        divergence = torch.cat([kl(mu, log_var) for *_, mu, log_var in wide])
+        assert len(reconstruction) == N
+        assert history.reconstruction[epoch] == pytest.approx(reconstruction.mean().item(), 1e-6)
+        assert history.kl[epoch] == pytest.approx(divergence.mean().item(), 1e-6)
+    assert history.loss == [a + b for a, b in zip(history.reconstruction, history.kl, strict=True)]
+    assert history.epochs == 2
+    assert len(history.seconds) == 2
+    assert min(history.seconds) > 0
+    assert history.held_out == []
+    assert history.device.startswith("CPU")
+
+
+# The order of the images and the noise ------------------------------------------------------------
+
+
+def test_each_epoch_uses_each_image_once_in_an_order_of_its_own():
+    spy = Spy()
+    fit(spy, gray(), epochs=3, **SETTINGS)
+    orders = [[i for x, *_ in calls for i in who(x)] for calls in epochs_of(spy)]
+    assert [sorted(order) for order in orders] == [list(range(N))] * 3
+    assert len({tuple(order) for order in [*orders, range(N)]}) == 4
+
+
+def test_a_batch_larger_than_the_data_is_one_step():
+    spy = Spy()
+    fit(spy, gray(), epochs=1, batch_size=1000)
+    assert [sorted(who(x)) for x, *_ in spy.calls] == [list(range(N))]
+
+
+def test_noise_is_standard_normal_and_never_used_twice():
+    spy = Spy()
+    fit(spy, gray(), epochs=100, **SETTINGS)
+    eps = torch.cat([eps for _, eps, *_ in spy.calls])
+    assert eps.shape == (100 * N, 3)
+    assert eps.unique().numel() > 0.99 * eps.numel()  # float32 holds a few equal pairs
+    assert abs(eps.mean()) < 4 / eps.numel() ** 0.5
+    assert abs(eps.var() - 1) < 4 * (2 / eps.numel()) ** 0.5
+
+
+def test_a_seed_fixes_the_run_to_the_bit_and_another_changes_it():
+    def trained(seed):
+        torch.rand(seed + 1)  # torch's global generator has no say
+        model = tiny()
+        history = fit(model, gray(), epochs=2, held_out=gray(6), **{**SETTINGS, "seed": seed})
+        return model, history
+
+    (model, history), (again, same), (other, _) = trained(1), trained(1), trained(2)
+    assert_same_state(model, again)
+    assert timeless(history) == timeless(same)
+    assert not torch.equal(model.to_mu.weight, other.to_mu.weight)
+
+
+def test_seed_governs_both_order_and_noise():
+    def first_epoch(seed):
+        spy = Spy()
+        fit(spy, gray(), epochs=1, **{**SETTINGS, "seed": seed})
+        return [i for x, *_ in spy.calls for i in who(x)], torch.cat([e for _, e, *_ in spy.calls])
+
+    (order, eps), (other_order, other_eps) = first_epoch(0), first_epoch(1)
+    assert order != other_order
+    assert not (eps == other_eps).any()
+
+
+def test_resample_draws_each_pixel_afresh_in_each_step():
+    data = gray()
+    data.images[:, :, 14:] = 0.3  # never 1 if gray levels were cut at a half
+    spy = Spy()
+    spy.likelihood = Bernoulli()
+    fit(spy, data, epochs=40, resample=True, **SETTINGS)
+    x = torch.stack([torch.cat([x for x, *_ in calls]) for calls in epochs_of(spy)])
+    assert set(x.unique().tolist()) == {0, 1}
+    flat = x[:, :, :, 14:]
+    assert abs(flat.mean() - 0.3) < 4 * (0.3 * 0.7 / flat.numel()) ** 0.5
+    first, second = flat[0], flat[1]
+    assert abs((first != second).float().mean() - 2 * 0.3 * 0.7) < 0.05
+    # Over the epochs the draws average to the gray level, in whatever order the images came.
+    expected = data.images[:, :, :14].mean((0, 1))
+    error = 0.5 / (40 * N) ** 0.5
+    assert ((x[:, :, :, :14].mean((0, 1, 2)) - expected).abs() < 5.5 * error).all()
+
+
+# What is reported and when ------------------------------------------------------------------------
+
+
+def test_on_epoch_and_held_out_come_after_the_updates_of_the_epoch():
+    model, held_out, seen = tiny(), gray(6, seed=1), []
+
+    def on_epoch(history):
+        now = test_bound(model, held_out, seed=SETTINGS["seed"]).value
+        seen.append((history.epochs, history.held_out[-1], now))
+
+    history = fit(model, gray(), epochs=3, held_out=held_out, on_epoch=on_epoch, **SETTINGS)
+    assert [epoch for epoch, *_ in seen] == [1, 2, 3]
+    assert [measured for _, measured, _ in seen] == [now for *_, now in seen] == history.held_out
+    assert len(set(history.held_out)) == 3
+
+
+def test_learning_beats_the_mean_image(bundled):
+    """Below an untrained model, and below each pixel's training mean as an independent coin."""
+    train, test = bundled
+    model = tiny(latent=10, hidden=100)
+    untrained = test_bound(model, test).value
+    history = fit(model, train, epochs=6, batch_size=100, held_out=test)
+
+    p = ((train.images.double().sum(0) + 0.5) / (len(train) + 1)).expand(len(test), 1, 28, 28)
+    baseline = cross_entropy(test.images.double(), p.logit()).mean().item()
+    assert history.held_out[-1] < 0.9 * baseline < 0.5 * untrained
+    assert history.held_out == sorted(history.held_out, reverse=True)
+
+
+@pytest.fixture
+def bundled(tmp_path, monkeypatch):
+    monkeypatch.setenv("VAE_BOOK_DATA", str(tmp_path))
+    return [load_mnist(split, "bundled", "cpu") for split in ("train", "test")]
+
+
+# Stopping and going on ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", ["after epoch 2", "within epoch 3", "in the callback of epoch 3"])
+def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path, stop):
+    whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
+    # Calls of the model: one to measure held_out before the start and one after each epoch.
+    options = {"held_out": gray(6, seed=1), **SETTINGS}
+    uninterrupted = tiny()
+    history = fit(uninterrupted, gray(), epochs=4, checkpoint=whole, **options)
+
+    def fails(history):
+        if history.epochs == 3:
+            raise RuntimeError("the disk is full")
+
+    if stop == "after epoch 2":
+        fit(tiny(), gray(), epochs=2, checkpoint=parts, **options)
+    elif stop == "within epoch 3":
+        with pytest.raises(RuntimeError, match="power"):
+            fit(Spy(fail_at=1 + 2 * 4 + 1), gray(), epochs=4, checkpoint=parts, **options)
+    else:
+        with pytest.raises(RuntimeError, match="disk"):
+            fit(tiny(), gray(), epochs=4, checkpoint=parts, on_epoch=fails, **options)
+    assert len(read_checkpoint(parts).history["kl"]) == 2
+
+    resumed, shown = tiny(seed=1), []
+    continued = fit(
+        resumed,
+        gray(),
+        epochs=4,
+        checkpoint=parts,
+        resume=True,
+        on_epoch=lambda history: shown.append(history.epochs),
+        **options,
+    )
+    assert shown == [3, 4]
+    assert_same_state(uninterrupted, resumed)
+    assert timeless(history) == timeless(continued)
+    a, b = read_checkpoint(whole), read_checkpoint(parts)
+    torch.testing.assert_close(a.optimizer, b.optimizer, rtol=0, atol=0)
+    assert a.settings == b.settings
+
+
+def test_resume_starts_where_there_is_no_checkpoint_and_stops_where_all_is_done(tmp_path):
+    path = tmp_path / "run.pt"
+    plain, resumed, loaded = tiny(), tiny(), tiny(seed=1)
+    fit(plain, gray(), epochs=2, **SETTINGS)
+    fit(resumed, gray(), epochs=2, checkpoint=path, resume=True, **SETTINGS)
+    assert_same_state(plain, resumed)
+    before = path.read_bytes()
+    history = fit(loaded, gray(), epochs=1, checkpoint=path, resume=True, **SETTINGS)
+    assert history.epochs == 2
+    assert_same_state(plain, loaded)
+    assert path.read_bytes() == before
+
+
+def test_a_checkpoint_is_ignored_unless_resume_asks_for_it(tmp_path):
+    path = tmp_path / "run.pt"
+    first, second = tiny(), tiny()
+    fit(first, gray(), epochs=1, checkpoint=path, **SETTINGS)
+    history = fit(second, gray(), epochs=1, checkpoint=path, **SETTINGS)
+    assert history.epochs == 1
+    assert_same_state(first, second)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"batch_size": 5}, "batch_size was 4 and is now 5"),
+        ({"lr": 1e-2}, "lr was 0.003 and is now 0.01"),
+        ({"seed": 6}, "seed was 5 and is now 6"),
+        ({"resample": True}, "resample was False and is now True"),
+        ({"held_out": gray(5)}, "held_out was None and is now 5"),
+        ({"data": gray(11)}, "images was 10 and is now 11"),
+        ({"data": replace(gray(), source="other")}, "source was 'random' and is now 'other'"),
+        ({"model": tiny(latent=2)}, "latent was 3 and is now 2"),
+        ({"model": tiny(hidden=7)}, "hidden was 6 and is now 7"),
+        ({"model": tiny(likelihood=Bernoulli())}, "likelihood was {'relaxed': True} and is now"),
+    ],
+)
+def test_resume_refuses_another_run(tmp_path, changed, message):
+    path = tmp_path / "run.pt"
+    fit(tiny(), gray(), epochs=1, checkpoint=path, **SETTINGS)
+    asked = {"model": tiny(), "data": gray(), "checkpoint": path, **SETTINGS, **changed}
+    before = [p.clone() for p in asked["model"].parameters()]
+    with pytest.raises(ValueError, match="resume: ") as error:
+        fit(epochs=2, resume=True, **asked)
+    assert message in str(error.value)
+    assert str(error.value).count(" was ") == 1
+    assert all(map(torch.equal, before, asked["model"].parameters()))
+
+
+def test_a_number_of_numpy_does_not_spoil_the_checkpoint(tmp_path):
+    fit(tiny(), gray(), epochs=1, lr=np.float64(3e-3), checkpoint=tmp_path / "run.pt")
+    assert read_checkpoint(tmp_path / "run.pt").settings["lr"] == 3e-3
+
+
+# Errors -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"epochs": 0}, "epochs: .*got 0"),
+        ({"batch_size": -4}, "batch_size: .*got -4"),
+        ({"lr": 0.0}, "lr: .*got 0"),
+        ({"lr": math.nan}, "lr: .*got nan"),
+        ({"lr": math.inf}, "lr: .*got inf"),
+        ({"seed": -1}, "seed: .*-1"),
+        ({"data": gray(0)}, "data: .*none"),
+        ({"data": replace(gray(), images=gray().images.to("meta"))}, "data: .*meta.*cpu"),
+        ({"data": replace(gray(), images=gray().images * 255)}, "x: .*255"),
+        ({"data": replace(gray(), images=gray().images * math.nan)}, "x: .*nan"),
+        ({"held_out": gray(1)}, "held_out: .*got 1"),
+        ({"held_out": replace(gray(), images=gray().images.to("meta"))}, "held_out: .*meta"),
+        ({"held_out": replace(gray(), images=gray().images * 255)}, "held_out: x: .*255"),
+        ({"model": tiny(image_shape=(1, 14, 14))}, r"x: .*\(\.\.\., 1, 14, 14\)"),
+        ({"model": tiny(likelihood=Bernoulli())}, "x: .*binarize"),
+        ({"resume": True}, "resume: .*checkpoint"),
+    ],
+)
+def test_an_error_of_use_names_the_argument_and_trains_nothing(wrong, message):
+    arguments = {"model": tiny(), "data": gray(), "epochs": 1, **SETTINGS, **wrong}
+    before = [p.clone() for p in arguments["model"].parameters()]
+    with pytest.raises(ValueError, match=f"(?s)^{message}"):
+        fit(**arguments)
+    assert all(map(torch.equal, before, arguments["model"].parameters()))
+
+
+def test_a_run_that_diverges_stops_and_leaves_the_last_good_checkpoint(tmp_path):
+    path, model = tmp_path / "run.pt", tiny()
+
+    def spoil(history):
+        if history.epochs == 2:
+            model.to_mu.bias.data.fill_(1e30)  # its square overflows
+
+    with pytest.raises(ValueError, match=r"^lr: the loss of epoch 3 is (inf|nan).*0\.003"):
+        fit(model, gray(), epochs=4, checkpoint=path, on_epoch=spoil, **SETTINGS)
+    assert len(read_checkpoint(path).history["kl"]) == 2
+
+
+# History on disk ----------------------------------------------------------------------------------
+
+
+def test_history_comes_back_from_json(tmp_path):
+    history = fit(tiny(), gray(), epochs=2, held_out=gray(6), **SETTINGS)
+    history.save(tmp_path / "history.json")
+    assert History.load(tmp_path / "history.json") == history
+
+
+@pytest.mark.parametrize("content", ["", '{"kl": [1.0]}', "[1, 2]", "3", '{"kl": [1.', "\xff\xfe"])
+def test_a_damaged_history_is_named(tmp_path, content):
+    path = tmp_path / "history.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"^path: .*history\.json is not a history"):
+        History.load(path)
+
+
+# Speed --------------------------------------------------------------------------------------------
+
+
+def test_importing_the_loop_flushes_denormals_in_every_thread():
+    """Adam's averages decay into numbers that many processors handle tens of times slower."""
+    program = """
+import vae_book.training, torch
+assert torch.get_num_threads() == 2
+print((torch.full((4_000_000,), 1e-39) * 1.5).count_nonzero().item())
+if not torch.set_flush_denormal(True):
+    print("unsupported")
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    if "unsupported" in done.stdout:
+        pytest.skip("this processor cannot flush denormals")
+    assert done.stdout.split() == ["0"]

@@ -1,0 +1,173 @@
+"""Run the chapters and build the site.
+
+    python tools/book.py execute   run the chapters in place; refresh outputs, captions, alt texts
+    python tools/book.py build     run them on this machine in a copy, and build the site from it
+
+`make execute` and `make book` call it. `build` leaves the committed notebooks as they are: the copy
+is in _build/book, the site in _build/html. A chapter whose inputs are as before is not run again.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from base64 import b64decode
+from pathlib import Path
+
+import nbformat
+import yaml
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+
+from vae_book.device import best_device, describe
+
+ROOT = Path(__file__).parents[1]
+COPY = ROOT / "_build" / "book"
+SITE = ROOT / "_build" / "html" / "index.html"
+CHAPTER_TABLE = "_chapters.md"
+WORDS_A_MINUTE = 150  # technical prose with formulas
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("command", choices=["execute", "build"])
+    command = parser.parse_args().command
+    try:
+        return execute_in_place() if command == "execute" else build()
+    except CellExecutionError as error:
+        print(f"failed\n{error}", file=sys.stderr)
+        return 1
+
+
+def execute_in_place() -> int:
+    """Refresh the committed notebooks."""
+    run_chapters(ROOT, reuse=False)
+    return 0
+
+
+def build() -> int:
+    """Run the chapters in a copy of the book and build the site from that."""
+    done = {path.name: path.read_bytes() for path in (COPY / "book").glob("*.ipynb")}
+    shutil.rmtree(COPY, ignore_errors=True)
+    COPY.mkdir(parents=True)
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy2(ROOT / name, COPY)
+    shutil.copytree(ROOT / "book", COPY / "book", ignore=shutil.ignore_patterns(".*"))
+    run_chapters(COPY, reuse=True, done=done)
+    print("building the site", flush=True)
+    jupyter_book = Path(sys.executable).with_name("jupyter-book")
+    command = [jupyter_book, "build", COPY, "--path-output", ROOT]
+    strict = ["-W", "-n", "--keep-going", "--quiet"]  # a warning is an error, a dead link too
+    status = subprocess.run([*command, *strict], check=False).returncode
+    if status == 0:
+        print(f"\nThe book is ready. Open it in a browser:\n  {SITE.as_uri()}")
+    return status
+
+
+def chapters(top: Path) -> list[Path]:
+    """The notebooks of the table of contents, in its order."""
+    toc = yaml.safe_load((top / "_toc.yml").read_text())
+    files = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
+    paths = [top / f"{file}.ipynb" for file in files]
+    return [path for path in paths if path.exists()]
+
+
+def run_chapters(top: Path, *, reuse: bool, done: dict[str, bytes] | None = None) -> None:
+    """Run each chapter below ``top``, and write the table of chapters with its times."""
+    device = describe(best_device())
+    paths = chapters(top)
+    print(f"running {len(paths)} chapter{'s' if len(paths) > 1 else ''} on {device}", flush=True)
+    for number, path in enumerate(paths, 1):
+        notebook = nbformat.read(path, as_version=4)
+        key = inputs_key(notebook, device)
+        earlier = nbformat.reads((done or {})[path.name], 4) if path.name in (done or {}) else None
+        print(f"[{number}/{len(paths)}] {title(notebook)}: ", end="", flush=True)
+        if reuse and earlier is not None and earlier.metadata.get("vae_book", {}).get("key") == key:
+            print("up to date", flush=True)
+            notebook = earlier
+        else:
+            start = time.perf_counter()
+            execute(notebook, path.parent)
+            seconds = round(time.perf_counter() - start)
+            print(f"{seconds} s", flush=True)
+            notebook.metadata["vae_book"] = {"device": device, "seconds": seconds}
+            write_cover(notebook, path.parent / "images" / "cover.png")
+            if reuse:  # the key is of this machine: it does not belong in a committed notebook
+                notebook.metadata["vae_book"]["key"] = key
+        nbformat.write(notebook, path)
+    write_chapter_table(top)
+
+
+def execute(notebook: NotebookNode, folder: Path) -> None:
+    """Run a notebook from a fresh kernel; the sentence of each figure becomes its alt text."""
+    NotebookClient(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        record_timing=False,
+        extra_arguments=["--log-level=ERROR"],  # a kernel warns that it talks without encryption
+        resources={"metadata": {"path": str(folder)}},
+    ).execute()
+    notebook.metadata = NotebookNode(
+        kernelspec={"name": "python3", "display_name": "Python 3", "language": "python"},
+        language_info={"name": "python", "pygments_lexer": "ipython3"},
+    )
+    for cell in notebook.cells:
+        cell.metadata.pop("mystnb", None)
+        for output in cell.get("outputs", []):
+            output.get("metadata", {}).clear()
+            data = output.get("data", {})
+            if "image/png" in data:
+                # A cell has one figure, so the cell's metadata can describe it.
+                sentence = data["text/plain"]
+                cell.metadata["mystnb"] = {"image": {"alt": sentence}}
+                cell.metadata["mystnb"]["figure"] = {"caption": sentence}
+
+
+def write_cover(notebook: NotebookNode, path: Path) -> None:
+    """Keep the picture of the cell tagged ``cover``, for the introduction and the README."""
+    for cell in notebook.cells:
+        if "cover" in cell.metadata.get("tags", []):
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b64decode(cell.outputs[0]["data"]["image/png"]))
+
+
+def inputs_key(notebook: NotebookNode, device: str) -> str:
+    """A digest of all that decides what a chapter prints."""
+    digest = hashlib.sha256()
+    for cell in notebook.cells:
+        digest.update(f"{cell.cell_type}\0{cell.source}\0".encode())
+    for path in [*sorted((ROOT / "vae_book").glob("*.py")), ROOT / "requirements.lock"]:
+        digest.update(path.read_bytes())
+    for path in sorted((ROOT / "book" / "results").glob("*.json")):
+        digest.update(path.read_bytes())
+    digest.update(f"{device}\0{os.environ.get('VAE_BOOK_DATASET', '')}".encode())
+    return digest.hexdigest()
+
+
+def title(notebook: NotebookNode) -> str:
+    """The chapter's title, from its first heading."""
+    return notebook.cells[0].source.splitlines()[0].removeprefix("# ")
+
+
+def write_chapter_table(top: Path) -> None:
+    """The table of the introduction: what a chapter answers, and how long it takes."""
+    rows = ["| chapter | reading | running here |", "|---|---|---|"]
+    for path in chapters(top):
+        notebook = nbformat.read(path, as_version=4)
+        prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+        minutes = round(len(" ".join(prose).split()) / WORDS_A_MINUTE / 5) * 5
+        ran = notebook.metadata["vae_book"]
+        rows.append(
+            f"| [{title(notebook)}]({path.name}) | {minutes} minutes "
+            f"| {ran['seconds']} seconds on a {ran['device']} |"
+        )
+    (top / "book" / CHAPTER_TABLE).write_text("\n".join(rows) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""The command line: ``python -m vae_book train``, ``sample`` and ``evaluate`` (chapter 13)."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; what the user can put right ends in one line and exit code 2."""
+    options = vars(_parser().parse_args(argv))
+    command = options.pop("command")
+    # Imported here, so that --help need not wait for torch.
+    from vae_book import commands, parallel
+    from vae_book.data import DataError
+
+    with parallel.process_group():
+        try:
+            getattr(commands, command)(**options)
+        except KeyboardInterrupt:
+            again = "; the same command with --resume goes on after the last whole epoch"
+            _stop(f"stopped{again if command == 'train' else ''}", 130)
+        except (ValueError, OSError, DataError) as error:
+            _stop(f"error: {error}", 2)
+        except Exception:  # a mistake in the program: with its traceback, but only once
+            if parallel.fails_first():
+                raise
+            sys.exit(1)
+
+
+def _stop(message: str, code: int) -> None:
+    from vae_book import parallel
+
+    if parallel.fails_first():
+        print(f"vae_book: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m vae_book",
+        description="Train a variational autoencoder, look at what it makes, and measure it.",
+        epilog="VAE_BOOK_DEVICE chooses where it runs, for example cpu or cuda:1; by default the "
+        "fastest device of this machine.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train a model and keep pictures, history and checkpoint of each epoch",
+        description="Train a VAE with one hidden layer by maximizing the ELBO with Adam. After "
+        "each epoch the folder --out holds reconstruction_0001.png (held-out images above their "
+        "reconstructions), sample_0001.png (images from the prior, always from the same z), "
+        "history.json and checkpoint.pt. Several processes train one model with "
+        "'torchrun --standalone --nproc-per-node 2 -m vae_book train ...'; add --local-addr "
+        "localhost before -m if that hangs because the machine's name does not resolve.",
+    )
+    train.add_argument(
+        "--source",
+        help="bundled, full, fashion, kmnist, or a folder with one subfolder of images for each "
+        "class (default: VAE_BOOK_DATASET, else bundled)",
+    )
+    _number(train, "--epochs", 10, "passes over the data, those of a resumed run included")
+    _number(train, "--batch-size", 128, "images in a step, over all processes")
+    train.add_argument(
+        "--lr", type=float, default=1e-3, help="Adam's step size (default: %(default)s)"
+    )
+    _seed(train, "of the first weights, the order of the images and all noise")
+    _number(train, "--latent", 20, "size of the latent z")
+    _number(train, "--hidden", 400, "units in the hidden layer of encoder and decoder")
+    train.add_argument(
+        "--binary",
+        action="store_true",
+        help="draw binary images afresh in each step and score them by the Bernoulli likelihood "
+        "(default: score the gray levels by cross-entropy)",
+    )
+    train.add_argument(
+        "--out", type=Path, default="runs/vae", help="folder to write to (default: %(default)s)"
+    )
+    train.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on after the last whole epoch in --out, to the same weights as a run that never "
+        "stopped; where there is no checkpoint yet, start (default: refuse a folder that holds a "
+        "checkpoint)",
+    )
+
+    sample = commands.add_parser(
+        "sample",
+        help="draw images from the prior of a trained model",
+        description="Draw z from N(0, I), decode it, and write the images as one PNG.",
+    )
+    _checkpoint(sample)
+    _number(sample, "--n", 64, "how many images")
+    _seed(sample, "of z")
+    sample.add_argument(
+        "--out", type=Path, default="samples.png", help="file to write (default: %(default)s)"
+    )
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure the negative ELBO of a trained model",
+        description="Print the negative ELBO in nats for one image, lower is better, its two "
+        "terms, and the protocol: what was measured on which data and how.",
+    )
+    _checkpoint(evaluate)
+    evaluate.add_argument("--source", help="as for train (default: what the model was trained on)")
+    evaluate.add_argument(
+        "--split",
+        choices=("train", "test"),
+        default="test",
+        help="which images (default: %(default)s)",
+    )
+    _number(evaluate, "--samples", 1, "draws of z for each image")
+    _seed(evaluate, "of those draws, and of binary pixels for a model of binary images")
+    evaluate.add_argument("--json", action="store_true", help="print JSON for other programs")
+    return parser
+
+
+def _number(parser: argparse.ArgumentParser, name: str, default: int, text: str) -> None:
+    parser.add_argument(
+        name, type=_positive, default=default, metavar="N", help=f"{text} (default: %(default)s)"
+    )
+
+
+def _seed(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--seed", type=int, default=0, help=f"seed {text} (default: %(default)s)")
+
+
+def _checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        default="runs/vae/checkpoint.pt",
+        help="what train wrote (default: %(default)s)",
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""What the command line does: train a model, draw from it, measure it (chapter 13).
+
+`vae_book.__main__` reads the arguments; each command of its own is a function here.
+"""
+
+import json as json_format
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torchvision.utils import save_image
+from tqdm import tqdm
+
+from vae_book import parallel
+from vae_book.checkpoints import read_checkpoint
+from vae_book.data import Images, Split, binarize, load_mnist
+from vae_book.device import best_device, seeded
+from vae_book.evaluation import test_bound
+from vae_book.likelihoods import Bernoulli
+from vae_book.models import VAE
+from vae_book.training import History, fit
+
+PAIRS = 8  # held-out images shown above their reconstructions
+SAMPLES = 64  # images from the prior, shown as 8 x 8
+
+
+def train(
+    *,
+    source: str | None,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+    latent: int,
+    hidden: int,
+    binary: bool,
+    out: Path,
+    resume: bool,
+) -> None:
+    """Train a VAE and write what shows its progress into the folder ``out``.
+
+    Raises:
+        ValueError: ``out`` holds a run already and ``resume`` is not asked for, or see `fit`.
+    """
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists() and not resume:
+        raise ValueError(
+            f"{checkpoint} holds a run already; go on with it by adding --resume to the command, "
+            "or start another one in another folder with --out"
+        )
+    device = best_device()
+    with parallel.main_first():
+        data, held_out = (load_mnist(split, source, device) for split in ("train", "test"))
+    torch.manual_seed(seed)
+    model = VAE(latent, hidden, likelihood=Bernoulli(relaxed=not binary)).to(device)
+    held_out = _scorable(model, held_out, seed)
+    done = len(read_checkpoint(checkpoint).history["kl"]) if checkpoint.exists() else 0
+    out.mkdir(parents=True, exist_ok=True)
+
+    def show(history: History) -> None:
+        _write_pictures(out, history.epochs, model, held_out, seed)
+        history.save(out / "history.json")
+        progress.set_postfix_str(_in_words(history), refresh=False)
+        progress.update()
+
+    with tqdm(total=epochs, initial=done, unit="epoch", disable=not parallel.is_main()) as progress:
+        history = fit(
+            model,
+            data,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            seed=seed,
+            resample=binary,
+            held_out=held_out,
+            checkpoint=checkpoint,
+            resume=resume,
+            on_epoch=show,
+        )
+    if parallel.is_main():
+        more = "; for more, raise --epochs" if history.epochs == done else ""
+        print(f"{out}: {history.epochs} epochs, {_in_words(history)} for an image{more}")
+
+
+def sample(*, checkpoint: Path, n: int, seed: int, out: Path) -> None:
+    """Write ``n`` images from the prior of a trained model as one picture."""
+    images = read_checkpoint(checkpoint).model().sample(n, seeded(seed))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_image(images, out, nrow=math.ceil(math.sqrt(n)))
+
+
+def evaluate(
+    *, checkpoint: Path, source: str | None, split: Split, samples: int, seed: int, json: bool
+) -> None:
+    """Print the negative ELBO of a trained model, its terms and the protocol."""
+    trained = read_checkpoint(checkpoint)
+    model = trained.model()
+    device = next(model.parameters()).device
+    data = load_mnist(split, source or trained.settings["source"], device)
+    scored = _scorable(model, data, seed)
+    bound = test_bound(model, scored, n_samples=samples, seed=seed)
+    if scored is not data:
+        pixels = f"binary, drawn from the gray levels with seed {seed}"
+        bound = replace(bound, protocol=replace(bound.protocol, pixels=pixels))
+    if json:
+        print(json_format.dumps(bound.as_dict(), indent=1))
+        return
+    print(f"negative ELBO   {bound.value:.3f} nats, standard error {bound.standard_error:.3f}")
+    print(f"reconstruction  {bound.reconstruction:.3f}")
+    print(f"KL              {bound.kl:.3f}")
+    for name, value in asdict(bound.protocol).items():
+        print(f"{name:<15} {value}")
+
+
+def _scorable(model: VAE, data: Images, seed: int) -> Images:
+    """The images as the model's likelihood takes them: drawn once if it takes binary ones only."""
+    if model.likelihood != Bernoulli():
+        return data
+    # Not seeded(seed), which test_bound's noise comes from: the two would not be independent.
+    return replace(data, images=binarize(data.images, seeded(seed, 0)))
+
+
+@torch.no_grad()
+def _write_pictures(out: Path, epoch: int, model: VAE, held_out: Images, seed: int) -> None:
+    # Evenly spaced, because data sets are often sorted by class.
+    chosen = torch.linspace(0, len(held_out) - 1, min(PAIRS, len(held_out))).long()
+    originals = held_out.images[chosen.to(held_out.images.device)]
+    mu, _ = model.encode(originals)
+    reconstructions = model.likelihood.mean(model.decode(mu))
+    pairs = torch.cat([originals, reconstructions])
+    save_image(pairs, out / f"reconstruction_{epoch:04}.png", nrow=len(originals))
+    save_image(model.sample(SAMPLES, seeded(seed)), out / f"sample_{epoch:04}.png")
+
+
+def _in_words(history: History) -> str:
+    return (
+        f"reconstruction {history.reconstruction[-1]:.2f}, KL {history.kl[-1]:.2f}, "
+        f"held-out bound {history.held_out[-1]:.2f} nats"
+    )
