@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import jaxtyping
@@ -16,7 +17,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [OFFLINE, os.environ.get
 sys.path.insert(0, OFFLINE)
 import sitecustomize  # noqa: E402, F401
 
+# Nothing is left behind in the tree.
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = f"{tempfile.gettempdir()}/vae-book-hypothesis"
 matplotlib.use("agg")
 compare_nearly()
 # Every type and shape that the package announces is checked when a test calls it.

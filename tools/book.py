@@ -45,7 +45,7 @@ def main() -> int:
 
 def execute_in_place() -> int:
     """Refresh the committed notebooks."""
-    run_chapters(ROOT, reuse=False)
+    run_chapters(ROOT)
     return 0
 
 
@@ -57,7 +57,7 @@ def build() -> int:
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy2(ROOT / name, COPY)
     shutil.copytree(ROOT / "book", COPY / "book", ignore=shutil.ignore_patterns(".*"))
-    run_chapters(COPY, reuse=True, done=done)
+    run_chapters(COPY, done)
     print("building the site", flush=True)
     jupyter_book = Path(sys.executable).with_name("jupyter-book")
     command = [jupyter_book, "build", COPY, "--path-output", ROOT]
@@ -76,17 +76,23 @@ def chapters(top: Path) -> list[Path]:
     return [path for path in paths if path.exists()]
 
 
-def run_chapters(top: Path, *, reuse: bool, done: dict[str, bytes] | None = None) -> None:
-    """Run each chapter below ``top``, and write the table of chapters with its times."""
+def run_chapters(top: Path, done: dict[str, bytes] | None = None) -> None:
+    """Run each chapter below ``top``, and write the table of chapters with its times.
+
+    Args:
+        top: the folder that holds _toc.yml and book/.
+        done: notebooks that have been run before, by file name; one whose inputs are as before is
+            taken instead of a new run. None runs everything and leaves no trace of the inputs.
+    """
     device = describe(best_device())
     paths = chapters(top)
     print(f"running {len(paths)} chapter{'s' if len(paths) > 1 else ''} on {device}", flush=True)
     for number, path in enumerate(paths, 1):
         notebook = nbformat.read(path, as_version=4)
-        key = inputs_key(notebook, device)
-        earlier = nbformat.reads((done or {})[path.name], 4) if path.name in (done or {}) else None
         print(f"[{number}/{len(paths)}] {title(notebook)}: ", end="", flush=True)
-        if reuse and earlier is not None and earlier.metadata.get("vae_book", {}).get("key") == key:
+        key = inputs_key(notebook, device)
+        earlier = nbformat.reads(done[path.name], 4) if done and path.name in done else None
+        if earlier and earlier.metadata["vae_book"]["key"] == key:
             print("up to date", flush=True)
             notebook = earlier
         else:
@@ -95,9 +101,9 @@ def run_chapters(top: Path, *, reuse: bool, done: dict[str, bytes] | None = None
             seconds = round(time.perf_counter() - start)
             print(f"{seconds} s", flush=True)
             notebook.metadata["vae_book"] = {"device": device, "seconds": seconds}
-            write_cover(notebook, path.parent / "images" / "cover.png")
-            if reuse:  # the key is of this machine: it does not belong in a committed notebook
+            if done is not None:  # the key is of this machine: it has no place in a commit
                 notebook.metadata["vae_book"]["key"] = key
+            write_cover(notebook, path.parent / "images" / "cover.png")
         nbformat.write(notebook, path)
     write_chapter_table(top)
 

@@ -1,4 +1,4 @@
-"""The command line: ``python -m vae_book train``, ``sample`` and ``evaluate`` (chapter 13)."""
+"""The command line: ``python -m vae_book train``, ``sample`` and ``evaluate``."""
 
 import argparse
 import sys

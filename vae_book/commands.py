@@ -1,4 +1,4 @@
-"""What the command line does: train a model, draw from it, measure it (chapter 13).
+"""What the command line does: train a model, draw from it, measure it.
 
 `vae_book.__main__` reads the arguments; each command of its own is a function here.
 """

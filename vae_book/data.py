@@ -136,7 +136,7 @@ def data_directory() -> Path:
 
 def _held_out(pixels: np.ndarray, labels: np.ndarray, split: Split) -> tuple[np.ndarray, ...]:
     """The fixed stratified split: a tenth of each class is held out for testing."""
-    rng = np.random.default_rng(SPLIT_SEED)
+    rng = np.random.RandomState(SPLIT_SEED)
     held_out = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))

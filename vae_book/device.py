@@ -22,25 +22,29 @@ torch.set_flush_denormal(True)
 def best_device() -> torch.device:
     """The fastest device of this machine: CUDA, else Apple's MPS, else the CPU.
 
-    ``VAE_BOOK_DEVICE`` overrides the choice (``cpu``, ``cuda:1``, ...). Under ``torchrun`` each
-    process gets the GPU of its local rank.
+    ``VAE_BOOK_DEVICE`` overrides the choice (``cpu``, ``cuda``, ``cuda:1``, ...). Where no number
+    is given, each process under ``torchrun`` gets the GPU of its local rank.
 
     Raises:
         ValueError: ``VAE_BOOK_DEVICE`` names a device that torch does not know or that is not here.
     """
-    wanted = os.environ.get("VAE_BOOK_DEVICE")
-    if wanted:
-        return _checked_device(wanted)
+    chosen = os.environ.get("VAE_BOOK_DEVICE")
+    if chosen:
+        return _checked_device(chosen)
     if torch.cuda.is_available():
-        return torch.device("cuda", dist.get_node_local_rank(fallback_rank=0))
+        return _own_gpu()
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
 
 
+def _own_gpu() -> torch.device:
+    return torch.device("cuda", dist.get_node_local_rank(fallback_rank=0))
+
+
 def _checked_device(name: str) -> torch.device:
     try:
-        device = torch.device(name)
+        device = _own_gpu() if name == "cuda" else torch.device(name)
         torch.zeros((), device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]  # some go on for a page

@@ -43,8 +43,8 @@ def test_words_match_exactly_and_decimals_nearly(stored, fresh, tight, trained):
 CELLS = {
     # name: (source, stored output, tags, passes)
     "same": ("print('loss 1.5000')", "loss 1.5000\n", [], True),
-    "drifted": ("print('loss 1.5080')", "loss 1.5000\n", [], False),
-    "drifted in training": ("print('loss 1.5080')", "loss 1.5000\n", ["trained"], True),
+    "drifted": ("print('loss 1.5040')", "loss 1.5000\n", [], False),
+    "drifted in training": ("print('loss 1.5040')", "loss 1.5000\n", ["trained"], True),
     "wrong in training": ("print('loss 1.5300')", "loss 1.5000\n", ["trained"], False),
     "other words": ("print('gain 1.5000')", "loss 1.5000\n", ["trained"], False),
     "nothing stored": ("print('loss 1.5000')", None, [], False),

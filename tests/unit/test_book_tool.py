@@ -1,0 +1,91 @@
+"""The tool that runs chapters: outputs and alt texts, and what it does not do twice."""
+
+import base64
+import importlib.util
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient.exceptions import CellExecutionError
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+ROOT = Path(__file__).parents[2]
+FIGURE = """from vae_book import figures
+import torch
+figures.show(figures.image_grid(torch.zeros(3, 1, 28, 28)), f"Three of {1 + 1} images.")"""
+
+
+@pytest.fixture(scope="module")
+def book():
+    spec = importlib.util.spec_from_file_location("book_tool", ROOT / "tools" / "book.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_book(top, source, tags=()):
+    """A book of one chapter below ``top``; returns the chapter's path."""
+    (top / "book").mkdir(exist_ok=True)
+    (top / "_toc.yml").write_text(
+        "root: book/intro\nparts: [{chapters: [{file: book/toy}, {file: book/notation}]}]\n"
+    )
+    cells = [new_markdown_cell("# A toy\n\nwith words"), new_code_cell(source)]
+    cells[1].metadata["tags"] = list(tags)
+    nbformat.write(new_notebook(cells=cells), top / "book" / "toy.ipynb")
+    return top / "book" / "toy.ipynb"
+
+
+def test_a_chapter_gets_outputs_alt_text_times_and_cover(book, tmp_path, capsys):
+    path = write_book(tmp_path, FIGURE, ["cover"])
+    book.run_chapters(tmp_path)
+    cell = nbformat.read(path, 4).cells[1]
+    assert cell.execution_count == 1
+    data = cell.outputs[0]["data"]
+    assert data["text/plain"] == "Three of 2 images."
+    assert cell.metadata["mystnb"]["image"]["alt"] == data["text/plain"]
+    assert cell.metadata["mystnb"]["figure"]["caption"] == data["text/plain"]
+    cover = tmp_path / "book" / "images" / "cover.png"
+    assert cover.read_bytes() == base64.b64decode(data["image/png"])
+    table = (tmp_path / "book" / "_chapters.md").read_text()
+    assert "[A toy](toy.ipynb)" in table
+    printed = capsys.readouterr().out
+    assert book.describe(book.best_device()) in printed
+    assert "[1/1] A toy: " in printed
+
+
+def test_a_chapter_runs_again_only_when_something_changed(book, tmp_path, capsys):
+    counter = tmp_path / "runs"
+    source = f"open({str(counter)!r}, 'a').write('x'); print('ran')"
+    path = write_book(tmp_path, source)
+    book.run_chapters(tmp_path, {})
+    done = {path.name: path.read_bytes()}
+    write_book(tmp_path, source)
+    book.run_chapters(tmp_path, done)
+    assert counter.read_text() == "x"
+    assert "up to date" in capsys.readouterr().out
+    assert nbformat.read(path, 4).cells[1].outputs, "the earlier outputs are kept"
+    write_book(tmp_path, source + "  # changed")
+    book.run_chapters(tmp_path, done)
+    assert counter.read_text() == "xx"
+
+
+def test_committed_notebooks_say_nothing_about_this_run_s_inputs(book, tmp_path):
+    path = write_book(tmp_path, "print('ran')")
+    book.run_chapters(tmp_path)
+    assert set(nbformat.read(path, 4).metadata["vae_book"]) == {"device", "seconds"}
+
+
+def test_what_decides_about_a_second_run(book, monkeypatch):
+    notebook = new_notebook(cells=[new_code_cell("1")])
+    key = book.inputs_key(notebook, "CPU")
+    assert key == book.inputs_key(new_notebook(cells=[new_code_cell("1")]), "CPU")
+    assert key != book.inputs_key(new_notebook(cells=[new_code_cell("2")]), "CPU")
+    assert key != book.inputs_key(notebook, "GPU")
+    monkeypatch.setenv("VAE_BOOK_DATASET", "full")
+    assert key != book.inputs_key(notebook, "CPU")
+
+
+def test_a_failing_chapter_stops_the_tool(book, tmp_path):
+    write_book(tmp_path, "1 / 0")
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        book.run_chapters(tmp_path)
