@@ -3,12 +3,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+PACKAGES := $(VENV)/.packages
 STAMP := $(VENV)/.ready
 export PYTHONDONTWRITEBYTECODE := 1
-# The digits' cache, MNIST downloads and the like: see the README.
-export VAE_BOOK_DATA VAE_BOOK_DATASET VAE_BOOK_DEVICE
 
-.PHONY: help setup book test lab execute benchmark measure lint format lock clean
+.PHONY: help setup book test lab execute benchmark measure mutants lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -16,14 +16,17 @@ help: ## List the targets
 
 setup: $(STAMP) ## Prepare .venv with the pinned packages
 
-$(STAMP): requirements.lock pyproject.toml
+$(PACKAGES): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "This book needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
 	    "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo "Installing the pinned packages into $(VENV) (a few minutes, some 6 GB with CUDA)"
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(PIP) --require-hashes -r requirements.lock
+	@touch $@
+
+$(STAMP): $(PACKAGES) pyproject.toml
+	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 book: $(STAMP) ## Run the chapters on this machine and build the site into _build/html
@@ -56,11 +59,11 @@ measure: $(STAMP) ## Measure the full-size results that chapters print (needs fu
 mutants: $(STAMP) ## Break the package in known ways and see the tests notice
 	@$(BIN)/python tools/mutants.py
 
-lock: $(STAMP) ## Pin the whole tree of packages anew in requirements.lock
-	@$(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/python -m pip install -qq uv
-	@$(VENV)/lock/bin/uv pip compile pyproject.toml --extra book --universal --python-version 3.11 \
+lock: ## Pin the whole tree of packages anew in requirements.lock
+	@$(PYTHON) -m venv _build/lock && _build/lock/bin/python -m pip install -qq uv
+	@_build/lock/bin/uv pip compile pyproject.toml --extra book --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" \
-	  --output-file requirements.lock $(LOCK_FLAGS)
+	  --output-file requirements.lock --quiet $(LOCK_FLAGS)
 
 clean: ## Remove what the targets above have made
 	rm -rf $(VENV) _build runs

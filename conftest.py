@@ -1,7 +1,7 @@
 """What holds for unit tests and chapters alike."""
 
 import os
-import sys
+import runpy
 import tempfile
 from pathlib import Path
 
@@ -14,12 +14,14 @@ from tests.comparison import compare_nearly
 # No network, neither here nor in any kernel or process that a test starts.
 OFFLINE = str(Path(__file__).parent / "tests" / "offline")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [OFFLINE, os.environ.get("PYTHONPATH")]))
-sys.path.insert(0, OFFLINE)
-import sitecustomize  # noqa: E402, F401
+runpy.run_path(f"{OFFLINE}/sitecustomize.py")  # not imported: a system may have one of its own
 
+# The stored outputs are those of the bundled digits, whatever the user works with.
+os.environ.pop("VAE_BOOK_DATASET", None)
 # Nothing is left behind in the tree.
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = f"{tempfile.gettempdir()}/vae-book-hypothesis"
+_scratch = tempfile.TemporaryDirectory(prefix="hypothesis-")
+os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = _scratch.name
 matplotlib.use("agg")
 compare_nearly()
 # Every type and shape that the package announces is checked when a test calls it.

@@ -49,8 +49,8 @@ class Trained(Printed):
 
 
 def _words(text: str) -> str:
-    """The text without its decimal numbers and without the spaces that align them."""
-    return " ".join(DECIMAL.sub(" # ", text).split())
+    """The text with decimal numbers cut to how many digits they show, and aligning spaces gone."""
+    return " ".join(DECIMAL.sub(lambda number: f" #.{len(number[1])} ", text).split())
 
 
 def compare_nearly() -> None:

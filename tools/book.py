@@ -23,10 +23,12 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
+from vae_book.data import data_directory
 from vae_book.device import best_device, describe
 
 ROOT = Path(__file__).parents[1]
 COPY = ROOT / "_build" / "book"
+KEPT = ROOT / "_build" / "chapters"
 SITE = ROOT / "_build" / "html" / "index.html"
 CHAPTER_TABLE = "_chapters.md"
 WORDS_A_MINUTE = 150  # technical prose with formulas
@@ -36,32 +38,42 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=["execute", "build"])
     command = parser.parse_args().command
+    if os.environ.get("VAE_BOOK_DATA"):  # kernels start in another folder
+        os.environ["VAE_BOOK_DATA"] = str(data_directory().resolve())
+    if Path(folder := os.environ.get("VAE_BOOK_DATASET", "")).is_dir() and folder:
+        os.environ["VAE_BOOK_DATASET"] = str(Path(folder).resolve())
     try:
         return execute_in_place() if command == "execute" else build()
     except CellExecutionError as error:
         print(f"failed\n{error}", file=sys.stderr)
-        return 1
+    except ValueError as error:
+        print(error, file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\nstopped; chapters that have run are kept", file=sys.stderr)
+    return 1
 
 
 def execute_in_place() -> int:
-    """Refresh the committed notebooks."""
+    """Refresh the committed notebooks, which show the bundled digits whatever a user prefers."""
+    os.environ.pop("VAE_BOOK_DATASET", None)
     run_chapters(ROOT)
     return 0
 
 
 def build() -> int:
     """Run the chapters in a copy of the book and build the site from that."""
-    done = {path.name: path.read_bytes() for path in (COPY / "book").glob("*.ipynb")}
     shutil.rmtree(COPY, ignore_errors=True)
+    shutil.rmtree(SITE.parent, ignore_errors=True)  # no page of an earlier build stays
     COPY.mkdir(parents=True)
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy2(ROOT / name, COPY)
     shutil.copytree(ROOT / "book", COPY / "book", ignore=shutil.ignore_patterns(".*"))
-    run_chapters(COPY, done)
+    run_chapters(COPY, keep=KEPT)
     print("building the site", flush=True)
     jupyter_book = Path(sys.executable).with_name("jupyter-book")
     command = [jupyter_book, "build", COPY, "--path-output", ROOT]
-    strict = ["-W", "-n", "--keep-going", "--quiet"]  # a warning is an error, a dead link too
+    # A warning is an error, a dead link too; --all, because a page is read once and warns once.
+    strict = ["--all", "-W", "-n", "--keep-going", "--quiet"]
     status = subprocess.run([*command, *strict], check=False).returncode
     if status == 0:
         print(f"\nThe book is ready. Open it in a browser:\n  {SITE.as_uri()}")
@@ -76,13 +88,13 @@ def chapters(top: Path) -> list[Path]:
     return [path for path in paths if path.exists()]
 
 
-def run_chapters(top: Path, done: dict[str, bytes] | None = None) -> None:
+def run_chapters(top: Path, keep: Path | None = None) -> None:
     """Run each chapter below ``top``, and write the table of chapters with its times.
 
     Args:
         top: the folder that holds _toc.yml and book/.
-        done: notebooks that have been run before, by file name; one whose inputs are as before is
-            taken instead of a new run. None runs everything and leaves no trace of the inputs.
+        keep: where to keep chapters that have run, named for their inputs; one that is there
+            already is not run again. None runs everything.
     """
     device = describe(best_device())
     paths = chapters(top)
@@ -90,21 +102,24 @@ def run_chapters(top: Path, done: dict[str, bytes] | None = None) -> None:
     for number, path in enumerate(paths, 1):
         notebook = nbformat.read(path, as_version=4)
         print(f"[{number}/{len(paths)}] {title(notebook)}: ", end="", flush=True)
-        key = inputs_key(notebook, device)
-        earlier = nbformat.reads(done[path.name], 4) if done and path.name in done else None
-        if earlier and earlier.metadata["vae_book"]["key"] == key:
+        kept = keep / f"{path.stem}-{inputs_key(notebook, device)}.ipynb" if keep else None
+        if kept and kept.exists():
             print("up to date", flush=True)
-            notebook = earlier
+            notebook = nbformat.read(kept, as_version=4)
         else:
             start = time.perf_counter()
             execute(notebook, path.parent)
             seconds = round(time.perf_counter() - start)
             print(f"{seconds} s", flush=True)
             notebook.metadata["vae_book"] = {"device": device, "seconds": seconds}
-            if done is not None:  # the key is of this machine: it has no place in a commit
-                notebook.metadata["vae_book"]["key"] = key
-            write_cover(notebook, path.parent / "images" / "cover.png")
         nbformat.write(notebook, path)
+        write_cover(notebook, path.parent / "images" / "cover.png")
+        if kept and not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            for outdated in kept.parent.glob(f"{path.stem}-*.ipynb"):
+                outdated.unlink()
+            path.with_suffix(".part").write_bytes(path.read_bytes())
+            path.with_suffix(".part").replace(kept)  # whole, or not at all
     write_chapter_table(top)
 
 
@@ -146,12 +161,15 @@ def inputs_key(notebook: NotebookNode, device: str) -> str:
     """A digest of all that decides what a chapter prints."""
     digest = hashlib.sha256()
     for cell in notebook.cells:
-        digest.update(f"{cell.cell_type}\0{cell.source}\0".encode())
+        tags = cell.metadata.get("tags", [])
+        digest.update(f"{cell.cell_type}\0{tags}\0{cell.source}\0".encode())
     for path in [*sorted((ROOT / "vae_book").glob("*.py")), ROOT / "requirements.lock"]:
         digest.update(path.read_bytes())
     for path in sorted((ROOT / "book" / "results").glob("*.json")):
         digest.update(path.read_bytes())
-    digest.update(f"{device}\0{os.environ.get('VAE_BOOK_DATASET', '')}".encode())
+    digest.update(
+        f"{device}\0{os.environ.get('VAE_BOOK_DATASET', '')}\0{data_directory()}".encode()
+    )
     return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from vae_book.data import Images, load_mnist
+from vae_book.data import DataError, Images, load_mnist
 from vae_book.device import best_device, describe
 from vae_book.evaluation import test_bound
 from vae_book.models import VAE
@@ -76,7 +76,10 @@ def summary(train: Images, epochs: int, runs: list[dict]) -> dict:
 def main() -> None:
     print(f"measuring on {describe(best_device())}")
     RESULTS.mkdir(exist_ok=True)
-    rows = chapter_08()
+    try:
+        rows = chapter_08()
+    except DataError as error:
+        raise SystemExit(str(error)) from error
     (RESULTS / "chapter_08.json").write_text(json.dumps(rows, indent=1) + "\n")
     for row in rows:
         print(

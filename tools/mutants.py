@@ -36,13 +36,15 @@ MUTANTS = {
     ),
     "prior samples too wide": (
         "models.py",
-        "params = self.decode(standard_normal(",
-        "params = self.decode(2 * standard_normal(",
+        "z = standard_normal(",
+        "z = 2 * standard_normal(",
     ),
 }
 
 
 def main() -> int:
+    if fails(ROOT, "tests/unit") or fails(ROOT, "book"):
+        raise SystemExit("the tests fail before anything is broken")
     survivors = 0
     print(f"{'mutant':36} {'unit tests':>12} {'chapters':>12}")
     for name, (file, old, new) in MUTANTS.items():

@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     _number(sample, "--n", 64, "how many images")
     _seed(sample, "of z")
     sample.add_argument(
-        "--out", type=Path, default="samples.png", help="file to write (default: %(default)s)"
+        "--out", type=Path, default="runs/samples.png", help="file to write (default: %(default)s)"
     )
 
     evaluate = commands.add_parser(

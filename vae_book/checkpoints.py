@@ -49,7 +49,7 @@ class Checkpoint:
         Raises:
             ValueError: the model or the settings are not those of the run.
         """
-        asked = {**settings, **_architecture(model)}
+        asked = {**settings, **architecture(model)}
         saved = {**self.settings, **self.architecture}
         differing = [
             f"{name} was {saved.get(name)!r} and is now {asked.get(name)!r}"
@@ -78,7 +78,7 @@ def write_checkpoint(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     content = Checkpoint(
-        _architecture(model), model.state_dict(), optimizer.state_dict(), history, settings
+        architecture(model), model.state_dict(), optimizer.state_dict(), history, settings
     )
     try:
         torch.save(vars(content), part)
@@ -104,10 +104,20 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         ) from error
 
 
-def _architecture(model: VAE) -> dict:
+def architecture(model: VAE) -> dict:
+    """The arguments that make a model like this one.
+
+    Raises:
+        ValueError: a checkpoint cannot hold this kind of likelihood.
+    """
+    if type(model.likelihood) is not Bernoulli:  # a subclass would be read back as its parent
+        raise ValueError(
+            "checkpoint: expected a model with the likelihood Bernoulli, got "
+            f"{type(model.likelihood).__name__}"
+        )
     return {
         "latent": model.latent,
         "hidden": model.hidden,
         "image_shape": list(model.image_shape),
-        "likelihood": asdict(model.likelihood),  # type: ignore[call-overload]
+        "likelihood": asdict(model.likelihood),
     }

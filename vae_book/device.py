@@ -26,20 +26,28 @@ def best_device() -> torch.device:
     is given, each process under ``torchrun`` gets the GPU of its local rank.
 
     Raises:
-        ValueError: ``VAE_BOOK_DEVICE`` names a device that torch does not know or that is not here.
+        ValueError: ``VAE_BOOK_DEVICE`` names a device that torch does not know or that is not here,
+            or there are more processes than GPUs.
     """
     chosen = os.environ.get("VAE_BOOK_DEVICE")
     if chosen:
         return _checked_device(chosen)
     if torch.cuda.is_available():
         return _own_gpu()
-    if torch.backends.mps.is_available():
+    # Under torchrun the processes of a Mac meet on the CPU: their gloo knows no MPS tensors.
+    if torch.backends.mps.is_available() and not dist.is_torchelastic_launched():
         return torch.device("mps")
     return torch.device("cpu")
 
 
 def _own_gpu() -> torch.device:
-    return torch.device("cuda", dist.get_node_local_rank(fallback_rank=0))
+    rank, gpus = dist.get_node_local_rank(fallback_rank=0), torch.cuda.device_count()
+    if rank >= max(gpus, 1):
+        raise ValueError(
+            f"process {rank + 1} has no GPU of its own, this machine has {gpus}; start fewer "
+            "processes, or set VAE_BOOK_DEVICE=cpu"
+        )
+    return torch.device("cuda", rank)
 
 
 def _checked_device(name: str) -> torch.device:

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vae_book import parallel
 from vae_book.bounds import elbo_terms
-from vae_book.checkpoints import read_checkpoint, write_checkpoint
+from vae_book.checkpoints import architecture, read_checkpoint, write_checkpoint
 from vae_book.data import Images, binarize
 from vae_book.device import describe, seeded, standard_normal
 from vae_book.evaluation import test_bound
@@ -127,6 +127,8 @@ def fit(
         "images": len(data),
         "held_out": None if held_out is None else len(held_out),
     }
+    if checkpoint:
+        architecture(model)  # what cannot be saved is refused now, not after the first epoch
     if checkpoint and resume and Path(checkpoint).exists():
         history = History(**read_checkpoint(checkpoint).restore(model, optimizer, settings))
     replica = DistributedDataParallel(model) if parallel.world_size() > 1 else model

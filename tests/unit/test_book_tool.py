@@ -54,19 +54,29 @@ def test_a_chapter_gets_outputs_alt_text_times_and_cover(book, tmp_path, capsys)
 
 
 def test_a_chapter_runs_again_only_when_something_changed(book, tmp_path, capsys):
-    counter = tmp_path / "runs"
+    counter, keep = tmp_path / "runs", tmp_path / "kept"
     source = f"open({str(counter)!r}, 'a').write('x'); print('ran')"
     path = write_book(tmp_path, source)
-    book.run_chapters(tmp_path, {})
-    done = {path.name: path.read_bytes()}
+    book.run_chapters(tmp_path, keep)
     write_book(tmp_path, source)
-    book.run_chapters(tmp_path, done)
+    book.run_chapters(tmp_path, keep)
     assert counter.read_text() == "x"
     assert "up to date" in capsys.readouterr().out
-    assert nbformat.read(path, 4).cells[1].outputs, "the earlier outputs are kept"
+    assert nbformat.read(path, 4).cells[1].outputs, "the earlier outputs are shown"
     write_book(tmp_path, source + "  # changed")
-    book.run_chapters(tmp_path, done)
+    book.run_chapters(tmp_path, keep)
     assert counter.read_text() == "xx"
+    assert len(list(keep.iterdir())) == 1, "what is outdated goes"
+
+
+def test_a_chapter_that_failed_runs_again_once_it_is_mended(book, tmp_path):
+    keep = tmp_path / "kept"
+    write_book(tmp_path, "1 / 0")
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        book.run_chapters(tmp_path, keep)
+    path = write_book(tmp_path, "print('mended')")
+    book.run_chapters(tmp_path, keep)
+    assert nbformat.read(path, 4).cells[1].outputs[0]["text"] == "mended\n"
 
 
 def test_committed_notebooks_say_nothing_about_this_run_s_inputs(book, tmp_path):
@@ -81,11 +91,7 @@ def test_what_decides_about_a_second_run(book, monkeypatch):
     assert key == book.inputs_key(new_notebook(cells=[new_code_cell("1")]), "CPU")
     assert key != book.inputs_key(new_notebook(cells=[new_code_cell("2")]), "CPU")
     assert key != book.inputs_key(notebook, "GPU")
+    tagged = new_notebook(cells=[new_code_cell("1", metadata={"tags": ["hide-input"]})])
+    assert key != book.inputs_key(tagged, "CPU")
     monkeypatch.setenv("VAE_BOOK_DATASET", "full")
     assert key != book.inputs_key(notebook, "CPU")
-
-
-def test_a_failing_chapter_stops_the_tool(book, tmp_path):
-    write_book(tmp_path, "1 / 0")
-    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
-        book.run_chapters(tmp_path)

@@ -161,3 +161,14 @@ def test_a_file_that_something_else_saved_is_refused(tmp_path, monkeypatch, cont
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*none\.pt"):
         read_checkpoint(tmp_path / "none.pt")
+
+
+def test_a_likelihood_that_would_be_read_back_as_another_is_refused(tmp_path):
+    class MeanOverPixels(Bernoulli):
+        pass
+
+    model = VAE(latent=2, hidden=3, likelihood=MeanOverPixels(relaxed=True))
+    optimizer = torch.optim.Adam(model.parameters())
+    with pytest.raises(ValueError, match=r"checkpoint: .*Bernoulli, got MeanOverPixels"):
+        write_checkpoint(tmp_path / "run.pt", model, optimizer, {}, SETTINGS)
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """What nbval, with the tolerances of conftest.py, lets pass and what it does not."""
 
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ ROOT = Path(__file__).parents[2]
         ("0.00 nats", "0.03 nats", False, False),
         ("a 1.50  b", "a  1.50 b", True, True),
         ("1.5, 2.5", "1.5", False, False),
+        ("1.5", "1.50", False, False),
         ("1.2e-3", "1.2e-2", False, False),
         ("1.20e-3", "1.21e-3", True, True),
         ("agrees: True", "agrees: False", False, False),
@@ -91,3 +93,8 @@ def test_a_chapter_fails_for_what_a_reader_would_stumble_over(tmp_path):
         for number, name in enumerate(CELLS)
     }
     assert verdicts == {name: passes for name, (_, _, _, passes) in CELLS.items()}
+
+
+def test_this_process_has_no_network_either():
+    with pytest.raises(OSError, match="without a network"):
+        socket.create_connection(("192.0.2.1", 80), timeout=2)

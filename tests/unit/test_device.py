@@ -15,8 +15,10 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 def machine(monkeypatch):
     """Make this machine look as if it had these accelerators and no wish of its user."""
 
-    def pretend(cuda=False, mps=False, local_rank=None):
+    def pretend(cuda=False, mps=False, local_rank=None, gpus=4):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus if cuda else 0)
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
         monkeypatch.delenv("VAE_BOOK_DEVICE", raising=False)
         monkeypatch.delenv("LOCAL_RANK", raising=False)
@@ -39,6 +41,18 @@ def machine(monkeypatch):
 def test_best_device_is_the_fastest_there_is(machine, has, expected):
     machine(**has)
     assert best_device() == torch.device(expected)
+
+
+def test_each_process_needs_a_gpu_of_its_own(machine):
+    machine(cuda=True, local_rank="1", gpus=1)
+    with pytest.raises(ValueError, match=r"process 2 has no GPU of its own.* VAE_BOOK_DEVICE=cpu"):
+        best_device()
+
+
+def test_the_processes_of_a_mac_meet_on_the_cpu(machine, monkeypatch):
+    machine(mps=True, local_rank="0")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a run")
+    assert best_device() == torch.device("cpu")
 
 
 def test_the_environment_overrides_the_choice(machine, monkeypatch):
