@@ -40,8 +40,9 @@ def main() -> int:
     command = parser.parse_args().command
     if os.environ.get("VAE_BOOK_DATA"):  # kernels start in another folder
         os.environ["VAE_BOOK_DATA"] = str(data_directory().resolve())
-    if Path(folder := os.environ.get("VAE_BOOK_DATASET", "")).is_dir() and folder:
-        os.environ["VAE_BOOK_DATASET"] = str(Path(folder).resolve())
+    source = os.environ.get("VAE_BOOK_DATASET")
+    if source and Path(source).is_dir():
+        os.environ["VAE_BOOK_DATASET"] = str(Path(source).resolve())
     try:
         return execute_in_place() if command == "execute" else build()
     except CellExecutionError as error:
@@ -112,15 +113,21 @@ def run_chapters(top: Path, keep: Path | None = None) -> None:
             seconds = round(time.perf_counter() - start)
             print(f"{seconds} s", flush=True)
             notebook.metadata["vae_book"] = {"device": device, "seconds": seconds}
+            if kept:
+                keep_chapter(notebook, kept, outdated=f"{path.stem}-*.ipynb")
         nbformat.write(notebook, path)
         write_cover(notebook, path.parent / "images" / "cover.png")
-        if kept and not kept.exists():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            for outdated in kept.parent.glob(f"{path.stem}-*.ipynb"):
-                outdated.unlink()
-            path.with_suffix(".part").write_bytes(path.read_bytes())
-            path.with_suffix(".part").replace(kept)  # whole, or not at all
     write_chapter_table(top)
+
+
+def keep_chapter(notebook: NotebookNode, path: Path, outdated: str) -> None:
+    """Keep a chapter that has run, whole or not at all, in place of those of that pattern."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for old in path.parent.glob(outdated):
+        old.unlink()
+    part = path.with_suffix(".part")
+    nbformat.write(notebook, part)
+    part.replace(path)
 
 
 def execute(notebook: NotebookNode, folder: Path) -> None:

@@ -118,7 +118,7 @@ def _scorable(model: VAE, data: Images, seed: int) -> Images:
     if model.likelihood != Bernoulli():
         return data
     # Not seeded(seed), which test_bound's noise comes from: the two would not be independent.
-    return replace(data, images=binarize(data.images, seeded(seed, 0)))
+    return data.with_images(binarize(data.images, seeded(seed, 0)))
 
 
 @torch.no_grad()
