@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MUTANTS = {
-    "KL halved": ("divergences.py", "return 0.5 * (", "return 0.25 * ("),
+    "KL halved": ("divergences.py", "return 0.5 * (squared", "return 0.25 * (squared"),
     "KL dropped": ("bounds.py", "gaussian_kl(mu, log_var))", "0 * gaussian_kl(mu, log_var))"),
     "KL sign reversed": (
         "bounds.py",

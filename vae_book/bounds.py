@@ -1,11 +1,13 @@
-"""The evidence lower bound (ELBO), in nats (used in chapter 8)."""
+"""Lower bounds on the evidence, in nats (chapters 3, 4 and 8)."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vae_book.checks import no_nan
 from vae_book.device import standard_normal
 from vae_book.divergences import gaussian_kl
 from vae_book.likelihoods import Likelihood
@@ -68,3 +70,27 @@ def elbo_terms(
     if log_likelihood.ndim > 1:  # several samples of z: one leading axis, or more
         log_likelihood = log_likelihood.flatten(0, -2).mean(0)
     return Elbo(log_likelihood, gaussian_kl(mu, log_var))
+
+
+def importance_weighted_bound(log_weights: Float[Tensor, "K ..."]) -> Float[Tensor, "..."]:
+    """The log of an average of K weights: on average a bound on log p(x), tighter for larger K.
+
+    Equations ``eq-elbo-jensen`` and ``eq-iw-bound`` (chapter 4); Burda et al. (2016), equation 8.
+    For K = 1 it is a draw of the ELBO. It is the logarithm of the average, not the average of the
+    logarithms.
+
+    Args:
+        log_weights: log p(x, z_k) - log q(z_k | x) for K draws z_k from q, shape (K, ...).
+
+    Returns:
+        One draw of the bound, shape (...).
+
+    Raises:
+        ValueError: there are no draws, or a weight is NaN.
+    """
+    if log_weights.ndim < 1 or len(log_weights) < 1:
+        raise ValueError(
+            f"log_weights: expected shape (K, ...) with K >= 1, got {tuple(log_weights.shape)}"
+        )
+    no_nan(log_weights=log_weights)
+    return log_weights.logsumexp(0) - math.log(len(log_weights))

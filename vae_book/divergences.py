@@ -1,19 +1,183 @@
-"""Kullback-Leibler divergences, in nats (used in chapter 8)."""
+"""Kullback-Leibler divergences, in nats (chapters 2 and 5).
+
+KL(q || p) is the average, over z drawn from q, of log q(z) - log p(z). The functions differ in what
+they know of q and p: probabilities, densities, draws, or that both are Gaussian.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
+from scipy.integrate import quad
 from torch import Tensor
+
+from vae_book.checks import cholesky, no_nan, same_shape
+from vae_book.monte_carlo import Estimate, average
+
+LogDensity = Callable[[Tensor], Tensor]
+Real = float | int
+
+
+class Integral(NamedTuple):
+    """A number from quadrature.
+
+    Attributes:
+        value: the integral.
+        error: the bound on its error that the quadrature gives.
+    """
+
+    value: float
+    error: float
+
+
+def discrete_kl(
+    log_q: Float[Tensor, "... k"], log_p: Float[Tensor, "*prior k"]
+) -> Float[Tensor, "..."]:
+    """KL(q || p) of two distributions over k outcomes, in nats.
+
+    Equations ``eq-kl-discrete`` and ``eq-kl-nonnegative`` (chapter 2). Outcomes that q rules
+    out add nothing; the divergence is infinite if q allows an outcome that p rules out. On a grid,
+    take log density + log(step).
+
+    Args:
+        log_q, log_p: logarithms of the probabilities, shape (..., k); minus infinity for zero.
+
+    Raises:
+        ValueError: the numbers of outcomes differ, or the probabilities of one do not sum to 1.
+    """
+    if log_q.shape[-1] != log_p.shape[-1]:
+        raise ValueError(
+            f"log_q and log_p: expected the same number of outcomes, got {log_q.shape[-1]} and "
+            f"{log_p.shape[-1]}"
+        )
+    for name, log_probability in {"log_q": log_q, "log_p": log_p}.items():
+        no_nan(**{name: log_probability})
+        off = (log_probability.logsumexp(-1).exp() - 1).abs().max().item()
+        if not off < 1e-3:
+            raise ValueError(
+                f"{name}: expected logarithms of probabilities that sum to 1, got a sum that is "
+                f"off by {off:.3g}"
+            )
+    # 0 log 0 = 0, also where p is 0 as well and the difference of logarithms means nothing.
+    log_ratio = torch.where(log_q > -math.inf, log_q - log_p, 0.0)
+    return (log_q.exp() * log_ratio).sum(-1)
+
+
+def kl_riemann(
+    log_q: LogDensity, log_p: LogDensity, lower: Real, upper: Real, n: int = 1000
+) -> Float[Tensor, ""]:
+    """KL(q || p) of two densities on the line, in nats, by the sum over n cells of equal width.
+
+    Equation ``eq-kl-riemann`` (chapter 2). Each cell counts with the values in its middle.
+
+    Args:
+        log_q, log_p: log densities, functions of a tensor of points.
+        lower, upper: the ends of the range; what q has outside it is lost.
+        n: how many cells.
+
+    Raises:
+        ValueError: the range is empty or infinite, or a log density is NaN.
+    """
+    if not (math.isfinite(upper - lower) and lower < upper) or n < 1:
+        raise ValueError(
+            "lower, upper and n: expected finite lower < upper and n >= 1, got "
+            f"{lower}, {upper} and {n}"
+        )
+    step = (upper - lower) / n
+    z = lower + step * (torch.arange(n, dtype=torch.float64) + 0.5)
+    return _contribution(log_q, log_p, z).sum() * step
+
+
+def kl_quadrature(
+    log_q: LogDensity,
+    log_p: LogDensity,
+    lower: Real = -math.inf,
+    upper: Real = math.inf,
+) -> Integral:
+    """KL(q || p) of two densities on the line, in nats, by adaptive quadrature (scipy's quad).
+
+    Equations ``eq-kl`` and ``eq-kl-invariance`` (chapter 2).
+
+    Args:
+        log_q, log_p: log densities, functions of a tensor.
+        lower, upper: the range. Give finite ends a dozen standard deviations to both sides of a
+            narrow q: on an infinite range, quadrature may overlook it.
+
+    Raises:
+        ValueError: q does not integrate to 1 over the range, as when the quadrature overlooks a
+            narrow peak, or a log density is NaN.
+    """
+
+    def integrate(function: LogDensity) -> tuple[float, float]:
+        value, error = quad(
+            lambda z: float(function(torch.tensor(z, dtype=torch.float64))),
+            lower,
+            upper,
+            epsabs=1e-12,
+            epsrel=1e-10,
+            limit=500,
+        )
+        return value, error
+
+    mass, _ = integrate(lambda z: _log_density("log_q", log_q, z).exp())
+    if abs(mass - 1) > 1e-6:
+        raise ValueError(
+            f"log_q: expected a density of mass 1 between {lower} and {upper}, found {mass:.6g}; "
+            "if q is a density, give a range that fits it"
+        )
+    return Integral(*integrate(lambda z: _contribution(log_q, log_p, z)))
+
+
+def kl_monte_carlo(log_q: LogDensity, log_p: LogDensity, z: Float[Tensor, "n ..."]) -> Estimate:
+    """KL(q || p), in nats, as an average over draws from q, with its standard error.
+
+    Equation ``eq-kl-monte-carlo`` (chapter 2). It works in any dimension. Draws from p instead of
+    q would estimate -KL(p || q), another number.
+
+    Args:
+        log_q, log_p: log densities, functions of z that return one number a draw.
+        z: n draws from q, shape (n, ...), n at least 2.
+
+    Raises:
+        ValueError: there are fewer than two draws, a log density does not give one number for
+            each, or it is NaN.
+    """
+    densities = {"log_q": _log_density("log_q", log_q, z), "log_p": _log_density("log_p", log_p, z)}
+    for name, values in densities.items():
+        if values.shape != z.shape[:1]:
+            raise ValueError(
+                f"{name}: expected one number for each of {len(z)} draws, got shape "
+                f"{tuple(values.shape)}"
+            )
+    return average(densities["log_q"] - densities["log_p"])
+
+
+def _contribution(log_q: LogDensity, log_p: LogDensity, z: Tensor) -> Tensor:
+    """The integrand q (log q - log p); zero where q is zero."""
+    log_density = _log_density("log_q", log_q, z)
+    log_ratio = log_density - _log_density("log_p", log_p, z)
+    return log_density.exp() * torch.where(log_density > -math.inf, log_ratio, 0.0)
+
+
+def _log_density(name: str, function: LogDensity, z: Tensor) -> Tensor:
+    values = torch.as_tensor(function(z), dtype=z.dtype, device=z.device)
+    no_nan(**{name: values})
+    return values
 
 
 def gaussian_kl(
     mu: Float[Tensor, "... d"],
     log_var: Float[Tensor, "... d"],
-    prior_mu: Float[Tensor, "..."] | float = 0.0,
-    prior_log_var: Float[Tensor, "..."] | float = 0.0,
+    prior_mu: Float[Tensor, "..."] | Real = 0.0,
+    prior_log_var: Float[Tensor, "..."] | Real = 0.0,
 ) -> Float[Tensor, "..."]:
     r"""KL(N(mu, exp(log_var)) || N(prior_mu, exp(prior_log_var))) of diagonal Gaussians, in nats.
 
-    Equation ``eq-gaussian-kl``; Kingma and Welling (2014), appendix B, for the standard prior.
+    Equations ``eq-gaussian-kl-univariate``, ``eq-gaussian-kl-diagonal``, ``eq-gaussian-kl`` and
+    ``eq-gaussian-kl-gradient`` (chapter 5); Kingma and Welling (2014), appendix B, for the
+    standard prior. In float32 it is finite for |log_var| up to 88.
 
     Args:
         mu, log_var: mean and log-variance of the first Gaussian, shape (..., d).
@@ -23,13 +187,9 @@ def gaussian_kl(
         The divergence summed over the last axis, shape (...).
 
     Raises:
-        ValueError: the shapes do not match.
+        ValueError: the shapes do not match, or an argument holds a NaN.
     """
-    if mu.shape != log_var.shape:
-        raise ValueError(
-            f"mu and log_var: expected the same shape, got {tuple(mu.shape)} and "
-            f"{tuple(log_var.shape)}"
-        )
+    same_shape(mu=mu, log_var=log_var)
     prior_mu = torch.as_tensor(prior_mu, dtype=mu.dtype, device=mu.device)
     prior_log_var = torch.as_tensor(prior_log_var, dtype=mu.dtype, device=mu.device)
     for name, prior in {"prior_mu": prior_mu, "prior_log_var": prior_log_var}.items():
@@ -38,7 +198,63 @@ def gaussian_kl(
                 f"{name}: expected a number or shape (..., {mu.shape[-1]}), got "
                 f"{tuple(prior.shape)}"
             )
+    no_nan(mu=mu, log_var=log_var, prior_mu=prior_mu, prior_log_var=prior_log_var)
     log_ratio = log_var - prior_log_var
     squared_distance = (mu - prior_mu).square() * torch.exp(-prior_log_var)
     # expm1 keeps the digits of exp(r) - 1 - r when r is close to 0, where the KL is smallest.
     return 0.5 * (squared_distance + torch.expm1(log_ratio) - log_ratio).sum(-1)
+
+
+def gaussian_kl_full(
+    mu0: Float[Tensor, "*batch0 d"],
+    cov0: Float[Tensor, "*batch1 d d"],
+    mu1: Float[Tensor, "*batch2 d"],
+    cov1: Float[Tensor, "*batch3 d d"],
+) -> Float[Tensor, "*batch"]:
+    r"""KL(N(mu0, cov0) || N(mu1, cov1)) of Gaussians with any covariances, in nats.
+
+    Equation ``eq-gaussian-kl-full`` (chapter 5).
+
+    Args:
+        mu0, mu1: the means, shape (..., d).
+        cov0, cov1: the covariances, shape (..., d, d).
+
+    Returns:
+        The divergence, of the shape to which the leading axes broadcast.
+
+    Raises:
+        ValueError: the shapes do not match, an argument holds a NaN, or a covariance is not
+            symmetric or not positive definite.
+    """
+    d = mu0.shape[-1]
+    if mu1.shape[-1] != d:
+        raise ValueError(f"mu1: expected shape (..., {d}) like mu0, got {tuple(mu1.shape)}")
+    no_nan(mu0=mu0, mu1=mu1)
+    factor0, factor1 = cholesky("cov0", cov0, d), cholesky("cov1", cov1, d)
+    # With cov = L L^T and A = L1^-1 L0, the trace of cov1^-1 cov0 is the sum of the squares of A,
+    # and the ratio of the determinants is the product of the squares of its diagonal. Each term
+    # below is then at least zero.
+    ratio = torch.linalg.solve_triangular(factor1, factor0, upper=False)
+    distance = torch.linalg.solve_triangular(factor1, (mu0 - mu1).unsqueeze(-1), upper=False)
+    log_squares = 2 * ratio.diagonal(dim1=-2, dim2=-1).log()
+    off_diagonal = ratio.tril(-1).square().sum((-2, -1))
+    spread = off_diagonal + (torch.expm1(log_squares) - log_squares).sum(-1)
+    return 0.5 * (distance.square().sum((-2, -1)) + spread)
+
+
+def naive_regularizer(
+    mu: Float[Tensor, "... d"], log_var: Float[Tensor, "... d"]
+) -> Float[Tensor, "..."]:
+    r"""The penalty \|mu\|^2 + \|log_var\|^2, which some use in place of the KL to N(0, I).
+
+    Equation ``eq-naive-regularizer`` (chapter 5). It is no divergence and not in nats. Near zero
+    the KL is half the first term plus a quarter of the second.
+
+    Args:
+        mu, log_var: mean and log-variance, shape (..., d).
+
+    Raises:
+        ValueError: the shapes do not match.
+    """
+    same_shape(mu=mu, log_var=log_var)
+    return (mu.square() + log_var.square()).sum(-1)

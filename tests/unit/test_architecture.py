@@ -9,8 +9,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MODULES = {path.stem: path for path in (ROOT / "vae_book").glob("*.py")}
 LAYERS = [
-    {"device", "divergences", "likelihoods", "parallel", "reparameterization"},
-    {"data", "models"},
+    {"checks", "device", "likelihoods", "parallel", "reparameterization"},
+    {"monte_carlo"},
+    {"divergences"},
+    {"bayes", "data", "models"},
     {"bounds"},
     {"checkpoints", "evaluation"},
     {"training"},

@@ -1,0 +1,345 @@
+"""Bayes' rule where it can be computed, to check what only estimates (chapters 1, 3 and 4).
+
+`enumerate_posterior` is for a latent variable with finitely many values, or on a grid.
+`LinearGaussian` is the VAE with a linear decoder, in which everything has a closed form.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from scipy.integrate import quad
+from torch import Tensor
+
+from vae_book.checks import cholesky, no_nan, same_shape
+from vae_book.device import standard_normal
+from vae_book.divergences import gaussian_kl, gaussian_kl_full
+from vae_book.monte_carlo import Estimate, log_average
+
+
+class Posterior(NamedTuple):
+    """What Bayes' rule gives for a latent variable with k values.
+
+    Attributes:
+        log_posterior: log p(z | x), shape (..., k).
+        log_evidence: log p(x), shape (...).
+    """
+
+    log_posterior: Float[Tensor, "... k"]
+    log_evidence: Float[Tensor, "..."]
+
+
+class Gaussian(NamedTuple):
+    """A Gaussian distribution.
+
+    Attributes:
+        mu: the mean, shape (..., d).
+        cov: the covariance, shape (d, d).
+    """
+
+    mu: Float[Tensor, "... d"]
+    cov: Float[Tensor, "d d"]
+
+
+def enumerate_posterior(
+    log_prior: Float[Tensor, "*prior k"], log_likelihood: Float[Tensor, "*batch k"]
+) -> Posterior:
+    """Bayes' rule for a latent variable with k values: multiply, sum, divide.
+
+    Equations ``eq-bayes`` and ``eq-evidence-sum`` (chapter 1).
+
+    Args:
+        log_prior: log p(z) of each value, shape (..., k); on a grid, log density + log(step).
+        log_likelihood: log p(x | z) of the observed x for each value, shape (..., k).
+
+    Raises:
+        ValueError: the shapes do not match, the prior does not sum to 1, an argument holds a NaN,
+            or x is impossible under every z.
+    """
+    if log_prior.shape[-1] != log_likelihood.shape[-1]:
+        raise ValueError(
+            "log_prior and log_likelihood: expected the same number of values of z, got "
+            f"{log_prior.shape[-1]} and {log_likelihood.shape[-1]}"
+        )
+    no_nan(log_prior=log_prior, log_likelihood=log_likelihood)
+    off = (log_prior.logsumexp(-1).exp() - 1).abs().max().item()
+    if not off < 1e-3:
+        raise ValueError(
+            "log_prior: expected logarithms of probabilities that sum to 1, got a sum that is off "
+            f"by {off:.3g}; on a grid, add the logarithm of the step to the log density"
+        )
+    log_joint = log_prior + log_likelihood
+    log_evidence = log_joint.logsumexp(-1)
+    if not bool(log_evidence.isfinite().all()):
+        raise ValueError("log_likelihood: expected an x that some z can explain, got one that none")
+    return Posterior(log_joint - log_evidence.unsqueeze(-1), log_evidence)
+
+
+def quadrature_log_evidence(
+    log_joint: Callable[[Tensor], Tensor], lower: float | int, upper: float | int
+) -> float:
+    """log p(x), in nats, for a latent variable on the line: the area under p(x | z) p(z).
+
+    Equation ``eq-evidence`` (chapter 1), by adaptive quadrature (scipy's quad).
+
+    Args:
+        log_joint: log p(x | z) + log p(z) as a function of a tensor of z, for the observed x.
+        lower, upper: the ends of a range outside of which the area is negligible.
+
+    Raises:
+        ValueError: the range is empty or infinite, log_joint is NaN, or x is impossible under
+            every z.
+    """
+    if not (math.isfinite(upper - lower) and lower < upper):
+        raise ValueError(f"lower and upper: expected finite lower < upper, got {lower}, {upper}")
+    highest, peak = _peak(log_joint, lower, upper)
+    # Taking out the maximum keeps the integrand from underflowing; cutting the range ever finer
+    # towards it keeps a narrow peak from being overlooked.
+    cuts = [peak + side * (upper - lower) / 10**k for side in (-1, 1) for k in range(1, 9)]
+    area, _ = quad(
+        lambda z: float(torch.exp(log_joint(torch.tensor(z, dtype=torch.float64)) - highest)),
+        lower,
+        upper,
+        points=[peak, *(cut for cut in cuts if lower < cut < upper)],
+        epsabs=0,
+        epsrel=1e-10,
+        limit=500,
+    )
+    return highest + math.log(area)
+
+
+def _peak(
+    log_joint: Callable[[Tensor], Tensor], lower: float | int, upper: float | int
+) -> tuple[float, float]:
+    """The largest value of log_joint on the range, and where it is."""
+    z = torch.linspace(lower, upper, 2001, dtype=torch.float64)
+    for _ in range(4):  # each time closer around the best point
+        values = log_joint(z)
+        no_nan(log_joint=values)
+        best = int(values.argmax())
+        highest, peak = values[best].item(), z[best].item()
+        z = torch.linspace(z[max(best - 1, 0)], z[min(best + 1, 2000)], 2001, dtype=torch.float64)
+    if not math.isfinite(highest):
+        raise ValueError(
+            f"log_joint: expected an x that some z can explain, got a maximum of {highest}"
+        )
+    return highest, peak
+
+
+def naive_log_evidence(log_likelihood: Float[Tensor, "n ..."]) -> Estimate:
+    """An estimate of log p(x), in nats: the average of p(x | z) over draws of z from the prior.
+
+    Equation ``eq-naive-evidence`` (chapter 1), which shows when it fails: when few of the draws
+    explain x. The average is unbiased; its logarithm is too low on average.
+
+    Args:
+        log_likelihood: log p(x | z) at n draws of z from the prior, shape (n, ...), n at least 2.
+
+    Raises:
+        ValueError: there are fewer than two draws, or an entry is NaN or plus infinity.
+    """
+    return log_average(log_likelihood)
+
+
+class LinearGaussian:
+    r"""The model z ~ N(0, I), x | z ~ N(W z + b, sigma^2 I), in which everything is exact.
+
+    It is a VAE with a linear decoder, also known as probabilistic PCA (Tipping and Bishop, 1999).
+    All is computed in float64, in nats, and differentiable with respect to each argument.
+
+    Args:
+        W: the decoder's matrix, shape (D, d).
+        b: its bias, shape (D,).
+        sigma: the standard deviation of the noise, a positive number.
+
+    Raises:
+        ValueError: the shapes do not match, sigma is not positive, or an argument holds a NaN.
+    """
+
+    def __init__(
+        self,
+        W: Float[Tensor, "D d"],
+        b: Float[Tensor, " D"],
+        sigma: float | int | Float[Tensor, ""],
+    ):
+        self.W = torch.as_tensor(W, dtype=torch.float64)
+        self.b = torch.as_tensor(b, dtype=torch.float64)
+        self.sigma = torch.as_tensor(sigma, dtype=torch.float64, device=self.W.device)
+        if self.W.ndim != 2 or self.W.numel() == 0:
+            raise ValueError(f"W: expected shape (D, d), got {tuple(self.W.shape)}")
+        if self.b.shape != self.W.shape[:1]:
+            raise ValueError(
+                f"b: expected shape ({len(self.W)},) to fit W, got {tuple(self.b.shape)}"
+            )
+        if self.sigma.ndim or not 0 < self.sigma.item() < math.inf:
+            raise ValueError(f"sigma: expected a positive number, got {sigma}")
+        no_nan(W=self.W, b=self.b)
+
+    @property
+    def latent(self) -> int:
+        """The size d of z."""
+        return self.W.shape[1]
+
+    def sample(
+        self, n: int, generator: torch.Generator | None = None
+    ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n D"]]:
+        """Draws of z, and of the x that they cause."""
+        D, d = self.W.shape
+        noise = standard_normal((n, d + D), generator, self.W.device).double()
+        z, noise = noise.split([d, D], dim=-1)
+        return z, z @ self.W.T + self.b + self.sigma * noise
+
+    def log_likelihood(
+        self, x: Float[Tensor, "*x D"], z: Float[Tensor, "*z d"]
+    ) -> Float[Tensor, "..."]:
+        """log p(x | z); the leading axes of x and z broadcast."""
+        x, z = self._observed(x), self._latent("z", z)
+        squares = ((x - z @ self.W.T - self.b) / self.sigma).square().sum(-1)
+        return -0.5 * (squares + self.W.shape[0] * torch.log(2 * math.pi * self.sigma.square()))
+
+    def log_evidence(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
+        """log p(x), where p(x) = N(b, W W^T + sigma^2 I).
+
+        Equation ``eq-linear-gaussian-evidence`` (chapter 1); Tipping and Bishop (1999), section 3.
+        """
+        x = self._observed(x)
+        D = self.W.shape[0]
+        cov = self.W @ self.W.T + self.sigma.square() * torch.eye(D).to(self.W)
+        factor = cholesky("W and sigma", cov, D)
+        whitened = torch.linalg.solve_triangular(factor, (x - self.b).unsqueeze(-1), upper=False)
+        log_det = 2 * factor.diagonal().log().sum()
+        return -0.5 * (whitened.square().sum((-2, -1)) + log_det + D * math.log(2 * math.pi))
+
+    def posterior(self, x: Float[Tensor, "*batch D"]) -> Gaussian:
+        """p(z | x), whose covariance is the same for all x.
+
+        Equation ``eq-linear-gaussian-posterior`` (chapter 1); Tipping and Bishop (1999), section 3.
+        Averaged over the x of the model it is the prior, ``eq-aggregated`` (chapter 3).
+        """
+        x = self._observed(x)
+        factor = cholesky("W and sigma", self._precision(), self.latent)
+        cov = torch.cholesky_inverse(factor)
+        return Gaussian((x - self.b) @ self.W @ cov / self.sigma.square(), cov)
+
+    def elbo(
+        self,
+        x: Float[Tensor, "*x D"],
+        mu: Float[Tensor, "*q d"],
+        log_var: Float[Tensor, "*q d"],
+    ) -> Float[Tensor, "..."]:
+        """The bound on log p(x) for q(z) = N(mu, diag exp(log_var)), without sampling.
+
+        Equations ``eq-elbo-kl`` and ``eq-linear-gaussian-elbo`` (chapter 3). Leading axes of x
+        and q broadcast.
+
+        Raises:
+            ValueError: the shapes do not fit the model or each other, or an argument holds a NaN.
+        """
+        same_shape(mu=mu, log_var=log_var)
+        mu, log_var = self._latent("mu", mu), self._latent("log_var", log_var)
+        spread = (self.W.square().sum(0) * log_var.exp()).sum(-1)
+        return self._reconstruction(x, mu, spread) - gaussian_kl(mu, log_var)
+
+    def elbo_full(
+        self,
+        x: Float[Tensor, "*x D"],
+        mu: Float[Tensor, "*q d"],
+        cov: Float[Tensor, "*p d d"],
+    ) -> Float[Tensor, "..."]:
+        """The bound on log p(x) for q(z) = N(mu, cov), without sampling; see `elbo`.
+
+        Raises:
+            ValueError: the shapes do not fit, an argument holds a NaN, or cov is not positive
+                definite.
+        """
+        mu, cov = self._latent("mu", mu), cov.to(self.W)
+        prior = torch.zeros(self.latent).to(self.W), torch.eye(self.latent).to(self.W)
+        kl = gaussian_kl_full(mu, cov, *prior)
+        spread = ((self.W.T @ self.W) * cov).sum((-2, -1))
+        return self._reconstruction(x, mu, spread) - kl
+
+    def elbo_gradient(
+        self,
+        x: Float[Tensor, "*x D"],
+        mu: Float[Tensor, "*q d"],
+        log_var: Float[Tensor, "*q d"],
+    ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+        """The derivatives of `elbo` with respect to mu and log_var, in closed form.
+
+        Equation ``eq-linear-gaussian-gradient`` (chapter 3).
+
+        Raises:
+            ValueError: as `elbo`.
+        """
+        same_shape(mu=mu, log_var=log_var)
+        x, mu, log_var = self._observed(x), self._latent("mu", mu), self._latent("log_var", log_var)
+        residual = x - mu @ self.W.T - self.b
+        by_mu = residual @ self.W / self.sigma.square() - mu
+        by_log_var = 0.5 * (1 - log_var.exp() * self._precision().diagonal())
+        return by_mu, by_log_var.expand_as(by_mu)
+
+    def mean_field(
+        self, x: Float[Tensor, "*batch D"]
+    ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d"]]:
+        """The mu and log_var that make `elbo` largest.
+
+        Equation ``eq-mean-field`` (chapter 3); Bishop (2006), section 10.1.2. The mean is the
+        posterior's. The variance of each latent number is the posterior's for all others known,
+        which is smaller than the posterior's own if they are correlated.
+        """
+        mu = self.posterior(x).mu
+        return mu, -self._precision().diagonal().log().expand_as(mu)
+
+    def _reconstruction(self, x: Tensor, mu: Tensor, spread: Tensor) -> Tensor:
+        """E_q[log p(x | z)]: the likelihood at the mean, less what the spread of q costs."""
+        return self.log_likelihood(x, mu) - 0.5 * spread / self.sigma.square()
+
+    def _precision(self) -> Tensor:
+        """The inverse of the posterior's covariance."""
+        return torch.eye(self.latent).to(self.W) + self.W.T @ self.W / self.sigma.square()
+
+    def _observed(self, x: Tensor) -> Tensor:
+        return self._fitting("x", x, self.W.shape[0])
+
+    def _latent(self, name: str, z: Tensor) -> Tensor:
+        return self._fitting(name, z, self.latent)
+
+    def _fitting(self, name: str, value: Tensor, size: int) -> Tensor:
+        value = torch.as_tensor(value).to(self.W)
+        if value.shape[-1:] != (size,):
+            raise ValueError(f"{name}: expected shape (..., {size}), got {tuple(value.shape)}")
+        no_nan(**{name: value})
+        return value
+
+
+def linear_joint(
+    prior: Gaussian,
+    A: Float[Tensor, "m k"],
+    c: Float[Tensor, " m"],
+    noise: Float[Tensor, "m m"],
+) -> Gaussian:
+    """The joint Gaussian of u ~ prior and v | u ~ N(A u + c, noise), with u before v.
+
+    Equations ``eq-linear-joint`` and ``eq-elbo-joint`` (chapter 4). With u = z, v = x it is a linear-Gaussian model;
+    with u = x, v = z it is data with a linear encoder.
+
+    Args:
+        prior: the Gaussian of u, of size k.
+        A, c: the mean of v as a function of u, shapes (m, k) and (m,).
+        noise: the covariance of v given u, shape (m, m).
+
+    Raises:
+        ValueError: the shapes do not match, or a covariance is not positive definite.
+    """
+    k, m = prior.mu.shape[-1], c.shape[-1]
+    if A.shape != (m, k):
+        raise ValueError(f"A: expected shape ({m}, {k}) to fit c and prior, got {tuple(A.shape)}")
+    no_nan(A=A, c=c, mu=prior.mu)
+    cholesky("prior", prior.cov, k)
+    cholesky("noise", noise, m)
+    across = A @ prior.cov
+    upper = torch.cat([prior.cov, across.mT], -1)
+    lower = torch.cat([across, across @ A.mT + noise], -1)
+    return Gaussian(torch.cat([prior.mu, prior.mu @ A.mT + c], -1), torch.cat([upper, lower], -2))
