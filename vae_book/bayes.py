@@ -322,8 +322,8 @@ def linear_joint(
 ) -> Gaussian:
     """The joint Gaussian of u ~ prior and v | u ~ N(A u + c, noise), with u before v.
 
-    Equations ``eq-linear-joint`` and ``eq-elbo-joint`` (chapter 4). With u = z, v = x it is a linear-Gaussian model;
-    with u = x, v = z it is data with a linear encoder.
+    Equations ``eq-linear-joint`` and ``eq-elbo-joint`` (chapter 4). With u = z, v = x it is
+    a linear-Gaussian model; with u = x, v = z it is data with a linear encoder.
 
     Args:
         prior: the Gaussian of u, of size k.
