@@ -5,9 +5,10 @@ shows. Figures are narrow with large type, so that they can be read on a phone, 
 color-blind readers can tell apart (Okabe and Ito, 2008).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
-from itertools import pairwise
+from itertools import cycle, pairwise
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -15,11 +16,22 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from vae_book.training import History
 
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
+PURPLE, BLACK = "#CC79A7", "#000000"
+# Lines differ in color and in dashes, so that either is enough.
+CYCLE = list(
+    zip(
+        (BLUE, ORANGE, GREEN, PURPLE, BLACK),
+        ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1))),
+        "os^Dv",
+        strict=True,
+    )
+)
 WIDTH = 5.0  # inches; at 72 pixels an inch this is a phone's width
 DPI = 160
 STYLE: Any = {
@@ -110,6 +122,123 @@ def _draw_images(axis: Axes, images: Tensor, columns: int) -> None:
         mosaic[top + line : top + down, left + line : left + across] = image
     axis.imshow(mosaic, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axis.axis("off")
+
+
+Points = tuple[ArrayLike, ArrayLike]
+
+
+def curves(
+    lines: Mapping[str, Points],
+    x_label: str,
+    y_label: str,
+    *,
+    points: Mapping[str, Points] = MappingProxyType({}),
+    levels: Mapping[str, float] = MappingProxyType({}),
+    shaded: Collection[str] = (),
+    log: str = "",
+    x_limits: tuple[float, float] | None = None,
+    y_limits: tuple[float | None, float | None] | None = None,
+    size: float = 3.4,
+) -> Figure:
+    """Curves over one axis, with a legend.
+
+    Args:
+        lines: for each name, x and y of a line.
+        x_label, y_label: what the axes show, with units.
+        points: for each name, x and y of markers; a line of that name lends them its color.
+        levels: heights of thin horizontal lines, by name.
+        shaded: names of lines whose area down to zero is filled.
+        log: the axes with a logarithmic scale, "x", "y" or "xy".
+        x_limits, y_limits: the range of an axis; None fits the data.
+        size: the height in inches.
+    """
+    names = list(dict.fromkeys([*lines, *points]))
+    style = dict(zip(names, cycle(CYCLE), strict=False))
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(WIDTH, size))
+        for name, (x, y) in lines.items():
+            color, dashes, _ = style[name]
+            axis.plot(x, y, color=color, ls=dashes, label=name)
+            if name in shaded:
+                axis.fill_between(x, y, color=color, alpha=0.2, lw=0)
+        for name, (x, y) in points.items():
+            color, _, marker = style[name]
+            label = None if name in lines else name
+            axis.plot(x, y, marker, color=color, ms=6, label=label)
+        for name, height in levels.items():
+            axis.axhline(height, color=GRAY, lw=1.5, ls=":", label=name)
+        axis.set(xlabel=x_label, ylabel=y_label)
+        if all(isinstance(value, int) for x, _ in lines.values() for value in x):
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        if "x" in log:
+            axis.set_xscale("log")
+        if "y" in log:
+            axis.set_yscale("log")
+        if x_limits:
+            axis.set_xlim(x_limits)
+        if y_limits:
+            axis.set_ylim(y_limits)
+        if len(names) + len(levels) > 1:
+            axis.legend(frameon=False, fontsize=10)
+    return figure
+
+
+def areas(prior: Mapping[str, float], likelihood: Mapping[str, Mapping[str, float]]) -> Figure:
+    """A unit square cut into one column a cause, and each column into its effects.
+
+    Args:
+        prior: the probability of each cause, which is the width of its column.
+        likelihood: for each cause, the probability of each effect, the heights in its column.
+    """
+    colors = (ORANGE, "#BFD9EA", "#E5E5E5")
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(WIDTH, 3.6))
+        left = 0.0
+        for cause, width in prior.items():
+            bottom = 0.0
+            for (effect, height), color in zip(likelihood[cause].items(), colors, strict=False):
+                box = (left, bottom)
+                axis.add_patch(plt.Rectangle(box, width, height, fc=color, ec="white", lw=3))
+                gap = "\n" if height > 0.2 else ": "
+                text = f"{effect}{gap}{width:g} × {height:g} = {width * height:.2f}"
+                middle = (left + width / 2, bottom + height / 2)
+                axis.text(*middle, text, ha="center", va="center", fontsize=10)
+                bottom += height
+            left += width
+        edges = np.cumsum([0, *prior.values()])
+        centers = (edges[1:] + edges[:-1]) / 2
+        axis.set_xticks(centers, [f"{name}, {p:g}" for name, p in prior.items()])
+        axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="cause z, with its prior probability")
+        axis.set_ylabel("probability of x given z")
+        axis.grid(visible=False)
+    return figure
+
+
+def beliefs(
+    images: Float[Tensor, "n 1 height width"],
+    seen: Sequence[int],
+    probabilities: Float[Tensor, "n k"],
+) -> Figure:
+    """Images of which only the first rows are seen, each beside the beliefs about its class."""
+    k = probabilities.shape[1]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            len(images), 2, figsize=(WIDTH, 1.35 * len(images)), width_ratios=[1, 2.6]
+        )
+        for (left, right), image, rows, belief in zip(
+            axes, images, seen, probabilities, strict=True
+        ):
+            _draw_images(left, image.unsqueeze(0), 1)
+            height, width = image.shape[-2:]
+            left.add_patch(
+                plt.Rectangle((0, rows + 0.5), width + 1, height + 0.5 - rows, fc="#C9C9C9")
+            )
+            left.set_title(f"{rows} rows seen", fontsize=10)
+            right.bar(range(k), belief.tolist(), color=BLUE)
+            right.set(ylim=(0, 1), ylabel="p(z | x)", xticks=range(k))
+            right.grid(visible=False, axis="x")
+        axes[-1, 1].set_xlabel("class z")
+    return figure
 
 
 def loss_terms(history: History) -> Figure:
