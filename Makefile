@@ -8,7 +8,7 @@ PACKAGES := $(VENV)/.packages
 STAMP := $(VENV)/.ready
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup book test lab execute benchmark measure mutants lint format lock clean
+.PHONY: help setup book test lab execute index benchmark measure mutants lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -49,6 +49,9 @@ lab: $(STAMP) ## Open the chapters in JupyterLab
 
 execute: $(STAMP) ## Run the chapters in place; refresh outputs, captions and alt texts
 	@$(BIN)/python tools/book.py execute
+
+index: $(STAMP) ## Write the index of equations from chapters, docstrings and tests
+	@$(BIN)/python tools/equations.py
 
 benchmark: $(STAMP) ## Measure training speed beside the classic script
 	@$(BIN)/python benchmarks/throughput.py

@@ -58,4 +58,6 @@ class Agreement:
 
 
 def _numbers(value: object) -> torch.Tensor:
-    return torch.as_tensor(value).detach().double()
+    if isinstance(value, torch.Tensor):
+        return value.detach().double()
+    return torch.as_tensor(value, dtype=torch.float64)  # plain numbers would become float32

@@ -18,11 +18,12 @@ from base64 import b64decode
 from pathlib import Path
 
 import nbformat
-import yaml
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
+from contents import chapters, prose, title
+from equations import write_index
 from vae_book.data import data_directory
 from vae_book.device import best_device, describe
 
@@ -81,16 +82,8 @@ def build() -> int:
     return status
 
 
-def chapters(top: Path) -> list[Path]:
-    """The notebooks of the table of contents, in its order."""
-    toc = yaml.safe_load((top / "_toc.yml").read_text())
-    files = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
-    paths = [top / f"{file}.ipynb" for file in files]
-    return [path for path in paths if path.exists()]
-
-
 def run_chapters(top: Path, keep: Path | None = None) -> None:
-    """Run each chapter below ``top``, and write the table of chapters with its times.
+    """Run each chapter below ``top``; write the table of chapters and the index of equations.
 
     Args:
         top: the folder that holds _toc.yml and book/.
@@ -118,6 +111,7 @@ def run_chapters(top: Path, keep: Path | None = None) -> None:
         nbformat.write(notebook, path)
         write_cover(notebook, path.parent / "images" / "cover.png")
     write_chapter_table(top)
+    write_index(top)
 
 
 def keep_chapter(notebook: NotebookNode, path: Path, outdated: str) -> None:
@@ -180,18 +174,12 @@ def inputs_key(notebook: NotebookNode, device: str) -> str:
     return digest.hexdigest()
 
 
-def title(notebook: NotebookNode) -> str:
-    """The chapter's title, from its first heading."""
-    return notebook.cells[0].source.splitlines()[0].removeprefix("# ")
-
-
 def write_chapter_table(top: Path) -> None:
     """The table of the introduction: what a chapter answers, and how long it takes."""
     rows = ["| chapter | reading | running here |", "|---|---|---|"]
     for path in chapters(top):
         notebook = nbformat.read(path, as_version=4)
-        prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
-        minutes = round(len(" ".join(prose).split()) / WORDS_A_MINUTE / 5) * 5
+        minutes = round(len(prose(path).split()) / WORDS_A_MINUTE / 5) * 5
         ran = notebook.metadata["vae_book"]
         rows.append(
             f"| [{title(notebook)}]({path.name}) | {minutes} minutes "

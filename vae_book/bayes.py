@@ -13,7 +13,7 @@ from jaxtyping import Float
 from scipy.integrate import quad
 from torch import Tensor
 
-from vae_book.checks import cholesky, no_nan, same_shape
+from vae_book.checks import broadcastable, cholesky, enough_draws, no_nan, same_shape
 from vae_book.device import standard_normal
 from vae_book.divergences import gaussian_kl, gaussian_kl_full
 from vae_book.monte_carlo import Estimate, log_average
@@ -63,6 +63,7 @@ def enumerate_posterior(
             "log_prior and log_likelihood: expected the same number of values of z, got "
             f"{log_prior.shape[-1]} and {log_likelihood.shape[-1]}"
         )
+    broadcastable(log_prior=log_prior.shape[:-1], log_likelihood=log_likelihood.shape[:-1])
     no_nan(log_prior=log_prior, log_likelihood=log_likelihood)
     off = (log_prior.logsumexp(-1).exp() - 1).abs().max().item()
     if not off < 1e-3:
@@ -140,6 +141,7 @@ def naive_log_evidence(log_likelihood: Float[Tensor, "n ..."]) -> Estimate:
     Raises:
         ValueError: there are fewer than two draws, or an entry is NaN or plus infinity.
     """
+    enough_draws(log_likelihood=log_likelihood)
     return log_average(log_likelihood)
 
 
@@ -196,6 +198,7 @@ class LinearGaussian:
     ) -> Float[Tensor, "..."]:
         """log p(x | z); the leading axes of x and z broadcast."""
         x, z = self._observed(x), self._latent("z", z)
+        broadcastable(x=x.shape[:-1], z=z.shape[:-1])
         squares = ((x - z @ self.W.T - self.b) / self.sigma).square().sum(-1)
         return -0.5 * (squares + self.W.shape[0] * torch.log(2 * math.pi * self.sigma.square()))
 
@@ -238,7 +241,8 @@ class LinearGaussian:
             ValueError: the shapes do not fit the model or each other, or an argument holds a NaN.
         """
         same_shape(mu=mu, log_var=log_var)
-        mu, log_var = self._latent("mu", mu), self._latent("log_var", log_var)
+        x, mu, log_var = self._observed(x), self._latent("mu", mu), self._latent("log_var", log_var)
+        broadcastable(x=x.shape[:-1], mu=mu.shape[:-1])
         spread = (self.W.square().sum(0) * log_var.exp()).sum(-1)
         return self._reconstruction(x, mu, spread) - gaussian_kl(mu, log_var)
 
@@ -254,7 +258,9 @@ class LinearGaussian:
             ValueError: the shapes do not fit, an argument holds a NaN, or cov is not positive
                 definite.
         """
-        mu, cov = self._latent("mu", mu), cov.to(self.W)
+        x, mu, cov = self._observed(x), self._latent("mu", mu), cov.to(self.W)
+        cholesky("cov", cov, self.latent)
+        broadcastable(x=x.shape[:-1], mu=mu.shape[:-1], cov=cov.shape[:-2])
         prior = torch.zeros(self.latent).to(self.W), torch.eye(self.latent).to(self.W)
         kl = gaussian_kl_full(mu, cov, *prior)
         spread = ((self.W.T @ self.W) * cov).sum((-2, -1))
@@ -275,6 +281,7 @@ class LinearGaussian:
         """
         same_shape(mu=mu, log_var=log_var)
         x, mu, log_var = self._observed(x), self._latent("mu", mu), self._latent("log_var", log_var)
+        broadcastable(x=x.shape[:-1], mu=mu.shape[:-1])
         residual = x - mu @ self.W.T - self.b
         by_mu = residual @ self.W / self.sigma.square() - mu
         by_log_var = 0.5 * (1 - log_var.exp() * self._precision().diagonal())
@@ -333,7 +340,9 @@ def linear_joint(
     Raises:
         ValueError: the shapes do not match, or a covariance is not positive definite.
     """
-    k, m = prior.mu.shape[-1], c.shape[-1]
+    if c.ndim != 1:
+        raise ValueError(f"c: expected shape (m,), got {tuple(c.shape)}")
+    k, m = prior.mu.shape[-1], len(c)
     if A.shape != (m, k):
         raise ValueError(f"A: expected shape ({m}, {k}) to fit c and prior, got {tuple(A.shape)}")
     no_nan(A=A, c=c, mu=prior.mu)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from scipy.integrate import quad
 from torch import Tensor
 
-from vae_book.checks import cholesky, no_nan, same_shape
+from vae_book.checks import broadcastable, cholesky, enough_draws, no_nan, same_shape
 from vae_book.monte_carlo import Estimate, average
 
 LogDensity = Callable[[Tensor], Tensor]
@@ -45,13 +45,15 @@ def discrete_kl(
         log_q, log_p: logarithms of the probabilities, shape (..., k); minus infinity for zero.
 
     Raises:
-        ValueError: the numbers of outcomes differ, or the probabilities of one do not sum to 1.
+        ValueError: the shapes do not match, an argument holds a NaN, or the probabilities of one
+            do not sum to 1.
     """
     if log_q.shape[-1] != log_p.shape[-1]:
         raise ValueError(
             f"log_q and log_p: expected the same number of outcomes, got {log_q.shape[-1]} and "
             f"{log_p.shape[-1]}"
         )
+    broadcastable(log_q=log_q.shape[:-1], log_p=log_p.shape[:-1])
     for name, log_probability in {"log_q": log_q, "log_p": log_p}.items():
         no_nan(**{name: log_probability})
         off = (log_probability.logsumexp(-1).exp() - 1).abs().max().item()
@@ -62,7 +64,8 @@ def discrete_kl(
             )
     # 0 log 0 = 0, also where p is 0 as well and the difference of logarithms means nothing.
     log_ratio = torch.where(log_q > -math.inf, log_q - log_p, 0.0)
-    return (log_q.exp() * log_ratio).sum(-1)
+    # Nor is the divergence finite where q is so small that exp makes it 0.
+    return torch.where(log_ratio < math.inf, log_q.exp() * log_ratio, math.inf).sum(-1)
 
 
 def kl_riemann(
@@ -78,7 +81,8 @@ def kl_riemann(
         n: how many cells.
 
     Raises:
-        ValueError: the range is empty or infinite, or a log density is NaN.
+        ValueError: the range is empty or infinite, or a log density is NaN or does not give one
+            number for each point.
     """
     if not (math.isfinite(upper - lower) and lower < upper) or n < 1:
         raise ValueError(
@@ -106,9 +110,11 @@ def kl_quadrature(
             narrow q: on an infinite range, quadrature may overlook it.
 
     Raises:
-        ValueError: q does not integrate to 1 over the range, as when the quadrature overlooks a
-            narrow peak, or a log density is NaN.
+        ValueError: the range is empty, q does not integrate to 1 over it, as when the quadrature
+            overlooks a narrow peak, or a log density is NaN.
     """
+    if not lower < upper:
+        raise ValueError(f"lower and upper: expected lower < upper, got {lower} and {upper}")
 
     def integrate(function: LogDensity) -> tuple[float, float]:
         value, error = quad(
@@ -122,7 +128,7 @@ def kl_quadrature(
         return value, error
 
     mass, _ = integrate(lambda z: _log_density("log_q", log_q, z).exp())
-    if abs(mass - 1) > 1e-6:
+    if not abs(mass - 1) < 1e-6:
         raise ValueError(
             f"log_q: expected a density of mass 1 between {lower} and {upper}, found {mass:.6g}; "
             "if q is a density, give a range that fits it"
@@ -144,25 +150,25 @@ def kl_monte_carlo(log_q: LogDensity, log_p: LogDensity, z: Float[Tensor, "n ...
         ValueError: there are fewer than two draws, a log density does not give one number for
             each, or it is NaN.
     """
-    densities = {"log_q": _log_density("log_q", log_q, z), "log_p": _log_density("log_p", log_p, z)}
-    for name, values in densities.items():
-        if values.shape != z.shape[:1]:
-            raise ValueError(
-                f"{name}: expected one number for each of {len(z)} draws, got shape "
-                f"{tuple(values.shape)}"
-            )
-    return average(densities["log_q"] - densities["log_p"])
+    enough_draws(z=z)
+    return average(_log_density("log_q", log_q, z) - _log_density("log_p", log_p, z))
 
 
 def _contribution(log_q: LogDensity, log_p: LogDensity, z: Tensor) -> Tensor:
     """The integrand q (log q - log p); zero where q is zero."""
     log_density = _log_density("log_q", log_q, z)
     log_ratio = log_density - _log_density("log_p", log_p, z)
-    return log_density.exp() * torch.where(log_density > -math.inf, log_ratio, 0.0)
+    density = log_density.exp()
+    return density * torch.where(density > 0, log_ratio, 0.0)
 
 
 def _log_density(name: str, function: LogDensity, z: Tensor) -> Tensor:
     values = torch.as_tensor(function(z), dtype=z.dtype, device=z.device)
+    if values.shape != z.shape[:1]:
+        raise ValueError(
+            f"{name}: expected one number for each point, shape {tuple(z.shape[:1])}, got "
+            f"{tuple(values.shape)}"
+        )
     no_nan(**{name: values})
     return values
 
@@ -198,6 +204,7 @@ def gaussian_kl(
                 f"{name}: expected a number or shape (..., {mu.shape[-1]}), got "
                 f"{tuple(prior.shape)}"
             )
+    broadcastable(mu=mu.shape, prior_mu=prior_mu.shape, prior_log_var=prior_log_var.shape)
     no_nan(mu=mu, log_var=log_var, prior_mu=prior_mu, prior_log_var=prior_log_var)
     log_ratio = log_var - prior_log_var
     squared_distance = (mu - prior_mu).square() * torch.exp(-prior_log_var)
@@ -229,6 +236,9 @@ def gaussian_kl_full(
     d = mu0.shape[-1]
     if mu1.shape[-1] != d:
         raise ValueError(f"mu1: expected shape (..., {d}) like mu0, got {tuple(mu1.shape)}")
+    broadcastable(
+        mu0=mu0.shape[:-1], cov0=cov0.shape[:-2], mu1=mu1.shape[:-1], cov1=cov1.shape[:-2]
+    )
     no_nan(mu0=mu0, mu1=mu1)
     factor0, factor1 = cholesky("cov0", cov0, d), cholesky("cov1", cov1, d)
     # With cov = L L^T and A = L1^-1 L0, the trace of cov1^-1 cov0 is the sum of the squares of A,
@@ -254,7 +264,8 @@ def naive_regularizer(
         mu, log_var: mean and log-variance, shape (..., d).
 
     Raises:
-        ValueError: the shapes do not match.
+        ValueError: the shapes do not match, or an argument holds a NaN.
     """
     same_shape(mu=mu, log_var=log_var)
+    no_nan(mu=mu, log_var=log_var)
     return (mu.square() + log_var.square()).sum(-1)

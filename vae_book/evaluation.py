@@ -61,7 +61,7 @@ class Bound:
 
 @torch.no_grad()
 def test_bound(model: VAE, data: Images, *, n_samples: int = 1, seed: int = 0) -> Bound:
-    """The negative ELBO of held-out images.
+    """The negative ELBO of held-out images, equation ``eq-elbo``.
 
     Args:
         model: the VAE.

@@ -183,6 +183,59 @@ def curves(
     return figure
 
 
+def gaps(bounds: Mapping[str, float], ceiling: float, x_label: str) -> Figure:
+    """Lower bounds, and for each the gap up to what it bounds, in nats.
+
+    Args:
+        bounds: the value of each bound, by the name of its q.
+        ceiling: what they bound, log p(x).
+        x_label: what the names are.
+    """
+    places = range(len(bounds))
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(WIDTH, 3.4))
+        axis.axhline(ceiling, color=BLACK, label="log p(x)")
+        axis.vlines(places, list(bounds.values()), ceiling, color=ORANGE, lw=8, alpha=0.5)
+        axis.plot(places, list(bounds.values()), "o", color=BLUE, ms=9, label="bound")
+        for place, value in zip(places, bounds.values(), strict=True):
+            text = f"gap {abs(ceiling - value):.2f}"
+            axis.annotate(text, (place, value), (0, -20), textcoords="offset points", ha="center")
+        axis.set_xticks(places, list(bounds))
+        axis.set(xlim=(-0.6, len(bounds) - 0.4), xlabel=x_label, ylabel="nats")
+        axis.margins(y=0.2)
+        axis.grid(visible=False, axis="x")
+        axis.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def ellipses(
+    gaussians: Mapping[str, tuple[Float[Tensor, "2"], Float[Tensor, "2 2"]]],
+    x_label: str,
+    y_label: str,
+) -> Figure:
+    """Where the log density of each 2-D Gaussian is 1/2 and 2 below its peak.
+
+    Args:
+        gaussians: mean and covariance of each, by name.
+        x_label, y_label: what the two coordinates are.
+    """
+    turn = np.linspace(0, 2 * np.pi, 200)
+    circle = np.stack([np.cos(turn), np.sin(turn)])
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(WIDTH, 3.8))
+        for (name, (mu, cov)), (color, dashes, marker) in zip(
+            gaussians.items(), CYCLE, strict=False
+        ):
+            factor, center = np.linalg.cholesky(cov.numpy()), mu.numpy()[:, None]
+            for size in (1, 2):
+                label = name if size == 1 else None
+                axis.plot(*(center + size * factor @ circle), color=color, ls=dashes, label=label)
+            axis.plot(*center, marker, color=color)
+        axis.set(xlabel=x_label, ylabel=y_label, aspect="equal")
+        axis.legend(frameon=False, fontsize=10, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
 def areas(prior: Mapping[str, float], likelihood: Mapping[str, Mapping[str, float]]) -> Figure:
     """A unit square cut into one column a cause, and each column into its effects.
 

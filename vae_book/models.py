@@ -51,6 +51,8 @@ class VAE(nn.Module):
     ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d"]]:
         """Mean and log-variance of q(z | x), computed for each image x.
 
+        Equation ``eq-encoder``; Kingma and Welling (2014), appendix C.2.
+
         Raises:
             ValueError: x is not a batch of images of the model's shape.
         """

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vae_book.checks import no_nan
+from vae_book.checks import enough_draws
 
 
 class Estimate(NamedTuple):
@@ -33,7 +33,7 @@ def average(draws: Float[Tensor, "n ..."]) -> Estimate:
     Raises:
         ValueError: there are fewer than two draws, or one is NaN.
     """
-    _check_draws("draws", draws)
+    enough_draws(draws=draws)
     return Estimate(draws.mean(0), draws.std(0) / math.sqrt(len(draws)))
 
 
@@ -52,7 +52,7 @@ def log_average(log_weights: Float[Tensor, "n ..."]) -> Estimate:
     Raises:
         ValueError: there are fewer than two weights, or one is NaN or plus infinity.
     """
-    _check_draws("log_weights", log_weights)
+    enough_draws(log_weights=log_weights)
     weights, largest = _scaled(log_weights)
     mean = weights.mean(0)
     error = weights.std(0) / mean / math.sqrt(len(weights))
@@ -72,7 +72,7 @@ def effective_sample_size(log_weights: Float[Tensor, "n ..."]) -> Float[Tensor, 
     Raises:
         ValueError: there are fewer than two weights, or one is NaN or plus infinity.
     """
-    _check_draws("log_weights", log_weights)
+    enough_draws(log_weights=log_weights)
     weights, _ = _scaled(log_weights)
     squares = weights.square().sum(0)
     return torch.where(squares > 0, weights.sum(0).square() / squares, 0.0)
@@ -86,9 +86,3 @@ def _scaled(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     # Where all weights are zero there is no largest to take out.
     shift = torch.where(largest > -math.inf, largest, 0.0)
     return torch.exp(log_weights - shift), shift
-
-
-def _check_draws(name: str, draws: Tensor) -> None:
-    if draws.ndim < 1 or len(draws) < 2:
-        raise ValueError(f"{name}: expected shape (n, ...) with n >= 2, got {tuple(draws.shape)}")
-    no_nan(**{name: draws})

@@ -48,6 +48,7 @@ def test_a_chapter_gets_outputs_alt_text_times_and_cover(book, tmp_path, capsys)
     assert cover.read_bytes() == base64.b64decode(data["image/png"])
     table = (tmp_path / "book" / "_chapters.md").read_text()
     assert "[A toy](toy.ipynb)" in table
+    assert (tmp_path / "book" / "_equations.md").read_text() == ""  # the toy has none
     printed = capsys.readouterr().out
     assert book.describe(book.best_device()) in printed
     assert "[1/1] A toy: " in printed

@@ -5,17 +5,22 @@ are sums over a fine grid of z, computed here with scipy and without the package
 """
 
 import itertools
+import math
+import re
 
 import numpy as np
 import pytest
 import torch
 from scipy.integrate import trapezoid
 from scipy.special import logsumexp
-from scipy.stats import bernoulli, norm
+from scipy.stats import bernoulli, multinomial, norm
 
-from vae_book.bounds import Elbo, elbo, elbo_terms
+from vae_book.bayes import LinearGaussian
+from vae_book.bounds import Elbo, elbo, elbo_terms, importance_weighted_bound
+from vae_book.device import seeded
 from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
+from vae_book.monte_carlo import average, log_average
 
 EVERY_IMAGE = torch.tensor(
     list(itertools.product((0.0, 1.0), repeat=4)), dtype=torch.float64
@@ -50,7 +55,8 @@ def log_evidence(model):
 
 
 @torch.no_grad()
-def test_the_bound_and_the_divergence_from_the_posterior_add_up_to_the_evidence():
+@pytest.mark.equation("eq-elbo", route="sums over a grid of z, by scipy", abs=5e-4)
+def test_the_bound_and_the_divergence_from_the_posterior_add_up_to_the_evidence(agree):
     model = small()
     log_p = log_evidence(model)
     assert np.exp(log_p).sum() == pytest.approx(1, abs=1e-9)  # over all 16 images
@@ -64,7 +70,7 @@ def test_the_bound_and_the_divergence_from_the_posterior_add_up_to_the_evidence(
     log_q = norm.logpdf(GRID, mu, np.exp(log_var / 2))
     log_posterior = log_joint(model) - log_p[:, None]
     divergence = trapezoid(np.exp(log_q) * (log_q - log_posterior), GRID, axis=1)
-    np.testing.assert_allclose(bound + divergence, log_p, atol=5e-4)
+    agree(bound + divergence, log_p)
     assert (bound < log_p - 0.01).all()
     assert divergence.max() > 0.5  # or the test above would say little
 
@@ -81,7 +87,8 @@ def test_one_sample_is_unbiased():
 
 
 @torch.no_grad()
-def test_agrees_with_a_plain_computation_for_given_noise():
+@pytest.mark.equation("eq-elbo", route="loops over images and samples", rel=1e-10)
+def test_agrees_with_a_plain_computation_for_given_noise(agree):
     model, eps = small(latent=3), noise(7, 16, 3)
     terms = elbo(model, EVERY_IMAGE, eps)
     mu, log_var = (parameter.numpy() for parameter in model.encode(EVERY_IMAGE))
@@ -92,9 +99,9 @@ def test_agrees_with_a_plain_computation_for_given_noise():
             p = torch.sigmoid(model.decode(z)).numpy()
             scores.append(np.log(np.where(x == 1, p, 1 - p)).sum())
         kl = -0.5 * np.sum(1 + log_var[row] - mu[row] ** 2 - np.exp(log_var[row]))
-        assert terms.log_likelihood[row].item() == pytest.approx(np.mean(scores), rel=1e-10)
-        assert terms.kl[row].item() == pytest.approx(kl, rel=1e-10)
-        assert terms.value[row].item() == pytest.approx(np.mean(scores) - kl, rel=1e-10)
+        agree(terms.log_likelihood[row], np.mean(scores))
+        agree(terms.kl[row], kl)
+        agree(terms.value[row], np.mean(scores) - kl)
 
 
 @torch.no_grad()
@@ -177,3 +184,102 @@ def test_what_cannot_be_computed_is_refused():
         elbo(model, EVERY_IMAGE, noise(4, 1))
     with pytest.raises(ValueError, match="binarize"):
         elbo(model, EVERY_IMAGE / 2, noise(16, 1))
+
+
+# A latent variable with three values: p(x, z) for the observed x, and a q that is not p(z | x).
+JOINT, Q = (0.10, 0.02, 0.05), (0.2, 0.5, 0.3)
+
+
+def expected_bound(K, bound):
+    """The average of bound(weights) over all draws of K values of z from q."""
+    total = 0.0
+    for draws in itertools.product(range(3), repeat=K):
+        probability = math.prod(Q[z] for z in draws)
+        total += probability * bound([JOINT[z] / Q[z] for z in draws])
+    return total
+
+
+def by_the_package(weights):
+    return importance_weighted_bound(torch.tensor(weights, dtype=torch.float64).log())
+
+
+@pytest.mark.equation("eq-iw-bound", route="all draws from three values of z", rel=1e-12)
+@pytest.mark.parametrize("K", [1, 2, 3, 5])
+def test_the_weighted_bound_is_the_log_of_an_average(agree, K):
+    by_hand = expected_bound(K, lambda weights: math.log(sum(weights) / K))
+    agree(expected_bound(K, by_the_package), torch.tensor(by_hand, dtype=torch.float64))
+
+
+def test_the_weighted_bound_grows_with_the_draws_from_the_elbo_to_the_evidence():
+    log_p = math.log(sum(JOINT))
+    elbo = sum(q * math.log(p / q) for p, q in zip(JOINT, Q, strict=True))
+    bounds = [expected_bound(K, by_the_package).item() for K in range(1, 7)]
+    assert bounds[0] == pytest.approx(elbo, rel=1e-12)
+    assert bounds == sorted(bounds)
+    assert bounds[0] < bounds[-1] - 0.1
+    assert bounds[-1] < log_p - 0.01
+
+
+def test_the_weighted_bound_tends_to_the_evidence():
+    K = 100
+    log_weights = torch.tensor([math.log(p / q) for p, q in zip(JOINT, Q, strict=True)]).double()
+    counts = [(i, j, K - i - j) for i in range(K + 1) for j in range(K + 1 - i)]
+    draws = torch.stack([log_weights.repeat_interleave(torch.tensor(n)) for n in counts], 1)
+    bound = multinomial(K, Q).pmf(counts) @ importance_weighted_bound(draws).numpy()
+    # The logarithm of an average falls short by half its relative variance, which is 1/K of that
+    # of a single weight.
+    variance = sum(p**2 / q for p, q in zip(JOINT, Q, strict=True)) / sum(JOINT) ** 2 - 1
+    assert math.log(sum(JOINT)) - bound == pytest.approx(variance / 2 / K, rel=0.02)
+
+
+def linear_log_weights(*shape):
+    """log p(x, z) - log q(z) for draws from a q that is off; the model, and what its bound is."""
+    model = LinearGaussian(noise(3, 2), noise(3), 0.8)
+    x, mu, log_var = noise(3), noise(2), torch.tensor([-0.5, -1.0], dtype=torch.float64)
+    std = (log_var / 2).exp()
+    z = mu + std * torch.randn(*shape, 2, dtype=torch.float64, generator=seeded(1))
+    log_prior = norm.logpdf(z.numpy()).sum(-1)
+    log_q = norm.logpdf(z.numpy(), mu.numpy(), std.numpy()).sum(-1)
+    log_likelihood = norm.logpdf(x.numpy(), (z @ model.W.T + model.b).numpy(), 0.8).sum(-1)
+    log_weights = torch.from_numpy(log_likelihood + log_prior - log_q)
+    return log_weights, model.elbo(x, mu, log_var), model.log_evidence(x)
+
+
+@pytest.mark.equation("eq-elbo-jensen", route="LinearGaussian.elbo, exact", standard_errors=4)
+def test_with_one_draw_the_weighted_bound_is_the_elbo_on_average(agree):
+    log_weights, exact, _ = linear_log_weights(1, 20_000)
+    agree(average(importance_weighted_bound(log_weights)), exact)
+
+
+@pytest.mark.equation("eq-elbo-jensen", route="the exact log_evidence", standard_errors=4)
+def test_the_evidence_is_the_log_of_the_average_weight_and_the_elbo_is_below(agree):
+    log_weights, exact, log_p = linear_log_weights(200_000)
+    agree(log_average(log_weights), log_p)
+    assert exact < log_p - 0.1
+
+
+@pytest.mark.equation("eq-jensen", route="the mean of the logarithms", abs=1e-12)
+def test_the_weighted_bound_is_at_least_the_mean_of_the_log_weights(agree):
+    log_weights = 3 * noise(4, 100)
+    bound = importance_weighted_bound(log_weights)
+    agree(torch.maximum(bound, log_weights.mean(0)), bound)
+    assert (bound > log_weights.mean(0)).all()
+    agree(importance_weighted_bound(log_weights[:1].expand(7, -1)), log_weights[0])
+
+
+@pytest.mark.parametrize("shift", [-5000.0, 5000.0])
+def test_the_weighted_bound_bears_weights_that_no_float_holds(shift):
+    log_weights = noise(4, 3)
+    shifted = importance_weighted_bound(log_weights + shift)
+    torch.testing.assert_close(shifted, importance_weighted_bound(log_weights) + shift)
+    assert importance_weighted_bound(torch.full((3,), -math.inf)) == -math.inf
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_the_weighted_bound_needs_a_draw():
+    for shape in [(), (0,), (0, 3)]:
+        message = f"log_weights: expected shape (K, ...) with K >= 1, got {shape}"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+            importance_weighted_bound(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"^log_weights: expected numbers, got NaN in 1 of 2"):
+        importance_weighted_bound(torch.tensor([0.0, math.nan]))

@@ -31,18 +31,19 @@ def test_log_prob_is_the_sum_over_pixels_of_torchs_own(relaxed):
         torch.testing.assert_close(log_prob, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_log_prob_agrees_with_scipy_on_every_binary_image():
+@pytest.mark.equation("eq-bernoulli", route="scipy.stats.bernoulli", rel=1e-12)
+def test_log_prob_agrees_with_scipy_on_every_binary_image(agree):
     x = binary_images()
     logits = torch.linspace(-5, 4, 4, dtype=torch.float64).reshape(1, 1, 2, 2).expand_as(x)
     expected = bernoulli.logpmf(x.numpy(), torch.sigmoid(logits).numpy()).sum(axis=(1, 2, 3))
-    torch.testing.assert_close(Bernoulli().log_prob(x, logits), torch.from_numpy(expected))
+    agree(Bernoulli().log_prob(x, logits), expected)
 
 
-def test_probabilities_of_all_images_sum_to_one():
+@pytest.mark.equation("eq-bernoulli", route="the sum over all binary images", rel=1e-12)
+def test_probabilities_of_all_images_sum_to_one(agree):
     x = binary_images()
     logits = torch.tensor([-3.0, 0.2, 1.0, 30.0], dtype=torch.float64).reshape(1, 1, 2, 2)
-    total = Bernoulli().log_prob(x, logits.expand_as(x)).exp().sum()
-    assert total.item() == pytest.approx(1, abs=1e-12)
+    agree(Bernoulli().log_prob(x, logits.expand_as(x)).exp().sum(), 1)
 
 
 def test_stays_finite_where_the_probability_underflows():

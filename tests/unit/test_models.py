@@ -1,8 +1,8 @@
 """The VAE is the network that the book describes, and its parts do what their names say."""
 
+import numpy as np
 import pytest
 import torch
-from torch.nn.functional import linear, relu
 
 from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
@@ -39,26 +39,29 @@ def test_the_defaults_are_the_classic_network():
     assert VAE(likelihood=Bernoulli()).likelihood == Bernoulli()
 
 
-def test_encoder_and_decoder_compute_two_layers_with_relu():
-    model, x, z = small(), images(), torch.randn(5, 2, generator=seeded())
-    weights = dict(model.named_parameters())
+@pytest.mark.equation("eq-encoder", route="both layers in numpy", rel=1e-12)
+def test_encoder_and_decoder_compute_two_layers_with_relu(agree):
+    model, x = small().double(), images().double()
+    z = torch.randn(5, 2, generator=seeded()).double()
+    weights = {name: weight.detach().numpy() for name, weight in model.named_parameters()}
 
     def layer(part, value):
-        return linear(value, weights[f"{part}.weight"], weights[f"{part}.bias"])
+        return value @ weights[f"{part}.weight"].T + weights[f"{part}.bias"]
 
-    features = relu(layer("encoder.1", x.reshape(5, 12)))
+    features = np.maximum(layer("encoder.1", x.reshape(5, 12).numpy()), 0)
     mu, log_var = model.encode(x)
-    torch.testing.assert_close(mu, layer("to_mu", features))
-    torch.testing.assert_close(log_var, layer("to_log_var", features))
-    logits = layer("decoder.2", relu(layer("decoder.0", z)))  # logits: no sigmoid
-    torch.testing.assert_close(model.decode(z), logits.reshape(5, 1, 3, 4))
+    agree(mu, layer("to_mu", features))
+    agree(log_var, layer("to_log_var", features))
+    logits = layer("decoder.2", np.maximum(layer("decoder.0", z.numpy()), 0))  # no sigmoid
+    agree(model.decode(z), logits.reshape(5, 1, 3, 4))
 
 
-def test_the_posterior_of_an_image_does_not_depend_on_its_batch():
-    model, x = small(), images()
+@pytest.mark.equation("eq-encoder", route="each image on its own", rel=1e-12)
+def test_the_posterior_of_an_image_does_not_depend_on_its_batch(agree):
+    model, x = small().double(), images().double()
     together = torch.stack(model.encode(x))
     alone = torch.stack([torch.stack(model.encode(image)) for image in x], dim=1)
-    torch.testing.assert_close(together, alone)
+    agree(together, alone)
     assert (together[:, 0] != together[:, 1]).any()  # and it does depend on the image
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from scipy.stats import kstest, norm
 
+from vae_book.monte_carlo import Estimate
 from vae_book.reparameterization import reparameterize
 
 MU = torch.tensor([[0.0, -3.0, 2.0], [1.0, 0.5, -0.5]], dtype=torch.float64)
@@ -14,12 +15,13 @@ def noise(*shape):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def test_draws_have_the_mean_and_the_standard_deviation_asked_for():
+@pytest.mark.equation("eq-reparameterize", route="moments of 100,000 draws", standard_errors=4)
+def test_draws_have_the_mean_and_the_standard_deviation_asked_for(agree):
     n = 100_000
     z = reparameterize(MU, LOG_VAR, noise(n, *MU.shape))
     sigma = LOG_VAR.exp().sqrt()
-    assert ((z.mean(0) - MU).abs() < 4 * sigma / n**0.5).all()
-    assert ((z.std(0) - sigma).abs() < 4 * sigma / (2 * n) ** 0.5).all()
+    agree(Estimate(z.mean(0), sigma / n**0.5), MU)
+    agree(Estimate(z.std(0), sigma / (2 * n) ** 0.5), sigma)
 
 
 def test_draws_follow_the_gaussian_of_scipy():
@@ -29,13 +31,21 @@ def test_draws_follow_the_gaussian_of_scipy():
         assert kstest(z[:, row, column].numpy(), target.cdf).pvalue > 1e-4
 
 
-def test_gradients_are_one_and_half_the_deviation():
-    mu, log_var, eps = MU.clone().requires_grad_(), LOG_VAR.clone().requires_grad_(), noise(2, 3)
-    z = reparameterize(mu, log_var, eps)
+@pytest.mark.equation("eq-reparameterize", route="central differences", abs=1e-8)
+def test_gradients_are_one_and_half_the_deviation_times_the_noise(agree):
+    mu, log_var, eps, step = MU.clone(), LOG_VAR.clone(), noise(2, 3), 1e-5
+    z = reparameterize(mu.requires_grad_(), log_var.requires_grad_(), eps)
     by_mu, by_log_var = torch.autograd.grad(z.sum(), [mu, log_var])
-    torch.testing.assert_close(by_mu, torch.ones_like(mu))
-    torch.testing.assert_close(by_log_var, eps * LOG_VAR.exp().sqrt() / 2)
-    assert torch.autograd.gradcheck(reparameterize, [mu, log_var, eps])
+
+    def difference(moved_mu, moved_log_var):
+        ends = (
+            reparameterize(MU + sign * moved_mu, LOG_VAR + sign * moved_log_var, eps)
+            for sign in (1, -1)
+        )
+        return -torch.stack(list(ends)).diff(dim=0)[0] / (2 * step)
+
+    agree(by_mu, difference(step, 0), torch.ones_like(MU))
+    agree(by_log_var, difference(0, step), eps * LOG_VAR.exp().sqrt() / 2)
 
 
 def test_is_affine_in_the_noise():

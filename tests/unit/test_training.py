@@ -89,7 +89,8 @@ def timeless(history):
 # One step ----------------------------------------------------------------------------------------
 
 
-def test_steps_are_adam_on_the_mean_negative_elbo():
+@pytest.mark.equation("eq-loss", route="autograd on formulas, Adam by hand", abs=1e-13)
+def test_steps_are_adam_on_the_mean_negative_elbo(agree):
     """Two epochs agree with autograd on the written-out loss and a written-out Adam.
 
     In float64, where even the factor by which a loss is scaled shows: Adam divides it out but for
@@ -119,10 +120,11 @@ def test_steps_are_adam_on_the_mean_negative_elbo():
                 m, v = first[name] / (1 - 0.9**step), second[name] / (1 - 0.999**step)
                 w[name] -= SETTINGS["lr"] * m / (v.sqrt() + 1e-8)
     for name, trained in spy.state_dict().items():
-        torch.testing.assert_close(trained, weights[name].detach(), rtol=0, atol=1e-13)
+        agree(trained, weights[name])
 
 
-def test_history_is_the_mean_over_images_of_what_each_step_saw():
+@pytest.mark.equation("eq-loss", route="formulas in float64 for each image", rel=1e-6)
+def test_history_is_the_mean_over_images_of_what_each_step_saw(agree):
     spy = Spy()
     history = fit(spy, gray(), epochs=2, **SETTINGS)
     for epoch, calls in enumerate(epochs_of(spy)):
@@ -130,8 +132,8 @@ def test_history_is_the_mean_over_images_of_what_each_step_saw():
         reconstruction = torch.cat([cross_entropy(x, logits) for x, _, logits, *_ in wide])
         divergence = torch.cat([kl(mu, log_var) for *_, mu, log_var in wide])
         assert len(reconstruction) == N
-        assert history.reconstruction[epoch] == pytest.approx(reconstruction.mean().item(), 1e-6)
-        assert history.kl[epoch] == pytest.approx(divergence.mean().item(), 1e-6)
+        agree(history.reconstruction[epoch], reconstruction.mean())
+        agree(history.kl[epoch], divergence.mean())
     assert history.loss == [a + b for a, b in zip(history.reconstruction, history.kl, strict=True)]
     assert history.epochs == 2
     assert len(history.seconds) == 2

@@ -1,0 +1,26 @@
+"""The chapters of the table of contents, for the other tools."""
+
+from pathlib import Path
+
+import nbformat
+import yaml
+from nbformat import NotebookNode
+
+
+def chapters(top: Path) -> list[Path]:
+    """The notebooks of the table of contents, in its order."""
+    toc = yaml.safe_load((top / "_toc.yml").read_text())
+    files = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
+    paths = [top / f"{file}.ipynb" for file in files]
+    return [path for path in paths if path.exists()]
+
+
+def title(notebook: NotebookNode) -> str:
+    """The chapter's title, from its first heading."""
+    return notebook.cells[0].source.splitlines()[0].removeprefix("# ")
+
+
+def prose(path: Path) -> str:
+    """The text of a chapter, without its code."""
+    cells = nbformat.read(path, as_version=4).cells
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
