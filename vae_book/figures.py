@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from vae_book.training import History
@@ -124,7 +124,7 @@ def _draw_images(axis: Axes, images: Tensor, columns: int) -> None:
     axis.axis("off")
 
 
-Points = tuple[ArrayLike, ArrayLike]
+Points = tuple[Sequence[Any] | Tensor, Sequence[Any] | Tensor]
 
 
 def curves(
@@ -134,6 +134,7 @@ def curves(
     *,
     points: Mapping[str, Points] = MappingProxyType({}),
     levels: Mapping[str, float] = MappingProxyType({}),
+    marks: Mapping[str, float] = MappingProxyType({}),
     shaded: Collection[str] = (),
     log: str = "",
     x_limits: tuple[float, float] | None = None,
@@ -147,6 +148,7 @@ def curves(
         x_label, y_label: what the axes show, with units.
         points: for each name, x and y of markers; a line of that name lends them its color.
         levels: heights of thin horizontal lines, by name.
+        marks: places of thin vertical lines, by name.
         shaded: names of lines whose area down to zero is filled.
         log: the axes with a logarithmic scale, "x", "y" or "xy".
         x_limits, y_limits: the range of an axis; None fits the data.
@@ -167,9 +169,11 @@ def curves(
             axis.plot(x, y, marker, color=color, ms=6, label=label)
         for name, height in levels.items():
             axis.axhline(height, color=GRAY, lw=1.5, ls=":", label=name)
+        for name, place in marks.items():
+            axis.axvline(place, color=GRAY, lw=1.5, ls=":", label=name)
         axis.set(xlabel=x_label, ylabel=y_label)
         if all(isinstance(value, int) for x, _ in lines.values() for value in x):
-            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if "x" in log:
             axis.set_xscale("log")
         if "y" in log:
@@ -177,8 +181,8 @@ def curves(
         if x_limits:
             axis.set_xlim(x_limits)
         if y_limits:
-            axis.set_ylim(y_limits)
-        if len(names) + len(levels) > 1:
+            axis.set_ylim(bottom=y_limits[0], top=y_limits[1])
+        if len(names) + len(levels) + len(marks) > 1:
             axis.legend(frameon=False, fontsize=10)
     return figure
 
@@ -233,6 +237,35 @@ def ellipses(
             axis.plot(*center, marker, color=color)
         axis.set(xlabel=x_label, ylabel=y_label, aspect="equal")
         axis.legend(frameon=False, fontsize=10, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def contours(
+    x: Float[Tensor, " m"],
+    y: Float[Tensor, " n"],
+    surfaces: Mapping[str, Float[Tensor, "n m"]],
+    heights: Sequence[float],
+    x_label: str,
+    y_label: str,
+) -> Figure:
+    """Surfaces over one plane, each in a panel of its own, by lines of equal height.
+
+    Args:
+        x, y: the coordinates of the grid.
+        surfaces: the height at each point of it, by name.
+        heights: at which lines are drawn.
+        x_label, y_label: what the axes show.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(surfaces), figsize=(WIDTH, 3.2), sharex=True, sharey=True, squeeze=False
+        )
+        for axis, (name, surface) in zip(axes[0], surfaces.items(), strict=True):
+            lines = axis.contour(x, y, surface, levels=heights, colors=BLUE, linewidths=1.5)
+            axis.clabel(lines, fmt="%g", fontsize=9)
+            axis.set_title(name, fontsize=11)
+            axis.set_xlabel(x_label)
+        axes[0, 0].set_ylabel(y_label)
     return figure
 
 

@@ -83,7 +83,6 @@ def test_numbers_of_every_kind_are_compared():
     agree([1, 2], (1.0, 2.0), np.array([1.0, 2.0]), torch.tensor([1.0, 2.0]))
 
 
-@pytest.mark.xfail(reason="_numbers in tests/agreement.py takes floats through single precision")
 def test_single_precision_is_not_rounded_to():
     agree = Agreement("by hand", rel=1e-9)
     agree(torch.tensor(0.1, dtype=torch.float64), 0.1)

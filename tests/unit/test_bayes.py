@@ -200,6 +200,14 @@ def test_only_the_area_between_the_ends_counts(agree, lower, upper):
     agree(double(ours), np.log(norm.cdf(upper) - norm.cdf(lower)))
 
 
+@pytest.mark.equation("eq-evidence", route="the integral of an exponential", rel=1e-9)
+@pytest.mark.parametrize("rate", [1e3, 1e7])
+def test_a_peak_at_either_end_is_found(agree, rate):
+    area = double(1 / rate).log()
+    agree(double(quadrature_log_evidence(lambda z: -rate * z, 0, 1)), area)
+    agree(double(quadrature_log_evidence(lambda z: rate * z, -1, 0)), area)
+
+
 def test_an_area_that_no_float_holds_has_a_logarithm():
     shifted = quadrature_log_evidence(lambda z: -0.5 * z.square() - 5000, -12, 12)
     assert shifted == pytest.approx(0.5 * math.log(2 * math.pi) - 5000, rel=1e-12)
