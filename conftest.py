@@ -9,7 +9,7 @@ import jaxtyping
 import matplotlib
 import pytest
 
-from tests.agreement import Agreement
+from tests.agreement import agree  # noqa: F401 (a fixture of all tests)
 from tests.comparison import compare_nearly
 
 # No network, neither here nor in any kernel or process that a test starts.
@@ -35,11 +35,3 @@ def shapes_unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.fixture
-def agree(request):
-    """Compare two numbers within the tolerance that the test's ``equation`` mark states."""
-    agreement = Agreement(**request.node.get_closest_marker("equation").kwargs)
-    yield agreement
-    assert agreement.compared, "a test of an equation has to call agree"

@@ -13,6 +13,7 @@ was tested.
 from dataclasses import dataclass
 from itertools import pairwise
 
+import pytest
 import torch
 
 from vae_book.monte_carlo import Estimate
@@ -61,3 +62,11 @@ def _numbers(value: object) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value.detach().double()
     return torch.as_tensor(value, dtype=torch.float64)  # plain numbers would become float32
+
+
+@pytest.fixture
+def agree(request):
+    """Compare two numbers within the tolerance that the test's ``equation`` mark states."""
+    agreement = Agreement(**request.node.get_closest_marker("equation").kwargs)
+    yield agreement
+    assert agreement.compared, "a test of an equation has to call agree"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-import conftest
+from tests import agreement
 from tests.agreement import Agreement
 from vae_book.monte_carlo import Estimate
 
@@ -94,7 +94,7 @@ def fixture(**tolerance):
     """The fixture's own generator, for a test that has this mark."""
     mark = SimpleNamespace(kwargs={"route": "by hand", **tolerance})
     node = SimpleNamespace(get_closest_marker={"equation": mark}.get)
-    return inspect.unwrap(conftest.agree)(SimpleNamespace(node=node))
+    return inspect.unwrap(agreement.agree)(SimpleNamespace(node=node))
 
 
 def test_the_tolerance_is_that_of_the_mark():
