@@ -47,9 +47,12 @@ class Agreement:
         slack = 0.0
         if isinstance(one, Estimate):
             assert self.standard_errors, "an Estimate needs the tolerance standard_errors"
-            slack = self.standard_errors * _numbers(one.standard_error)
+            error = _numbers(one.standard_error)
+            assert error.isfinite().all(), f"expected finite standard errors, got {error}"
+            slack = self.standard_errors * error
             one = one.value
         one, other = _numbers(one), _numbers(other)
+        assert one.numel() > 0, f"expected numbers to compare, got none: shape {tuple(one.shape)}"
         assert one.shape == other.shape
         assert one.isfinite().all()
         assert other.isfinite().all()

@@ -1,9 +1,12 @@
 """Break the package on purpose, one way at a time, and show that the tests notice.
 
-    python tools/mutants.py
+    python tools/mutants.py                 every mutant
+    python tools/mutants.py KL precision    those with one of these words in their names
 
-Each mutant is a copy of the repository with one line changed. It has to fail the unit tests, and
-again the chapters alone. `make mutants` runs it; it takes several minutes and changes nothing here.
+Each mutant is a copy of the repository with one line changed. It has to fail the unit tests of the
+module that it changes, and again the chapter whose formula it breaks. To add one, name the chapter
+and the mutant, then the module, the text to replace (it stands there once) and what replaces it.
+`make mutants` runs all; it takes about a quarter of an hour and changes nothing here.
 """
 
 import os
@@ -15,26 +18,110 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MUTANTS = {
-    "KL halved": ("divergences.py", "return 0.5 * (squared", "return 0.25 * (squared"),
-    "KL dropped": ("bounds.py", "gaussian_kl(mu, log_var))", "0 * gaussian_kl(mu, log_var))"),
-    "KL sign reversed": (
+    ("01", "joint in place of posterior"): (
+        "bayes.py",
+        "Posterior(log_joint - log_evidence.unsqueeze(-1),",
+        "Posterior(log_joint,",
+    ),
+    ("01", "sigma for sigma^2 in the evidence"): (
+        "bayes.py",
+        "self.sigma.square() * torch.eye(D)",
+        "self.sigma * torch.eye(D)",
+    ),
+    ("01", "half the log-determinant"): ("bayes.py", "2 * factor.diagonal()", "factor.diagonal()"),
+    ("01", "precision for covariance"): (
+        "bayes.py",
+        "torch.cholesky_inverse(factor)",
+        "self._precision()",
+    ),
+    ("01", "average of logs for log of average"): (
+        "monte_carlo.py",
+        "mean.log() + largest",
+        "log_weights.mean(0)",
+    ),
+    ("01", "sample size from unsquared sum"): (
+        "monte_carlo.py",
+        "weights.sum(0).square() / squares",
+        "weights.sum(0) / squares",
+    ),
+    ("02", "KL arguments swapped"): (
+        "divergences.py",
+        'log_q: Float[Tensor, "... k"], log_p: Float[Tensor, "*prior k"]',
+        'log_p: Float[Tensor, "... k"], log_q: Float[Tensor, "*prior k"]',
+    ),
+    ("02", "cells counted at their left ends"): ("divergences.py", "float64) + 0.5)", "float64))"),
+    ("02", "log ratio without weight q"): (
+        "divergences.py",
+        "return density * torch",
+        "return torch",
+    ),
+    ("02", "standard error without sqrt(n)"): (
+        "monte_carlo.py",
+        "draws.std(0) / math.sqrt(len(draws))",
+        "draws.std(0)",
+    ),
+    ("03", "bound without the spread of q"): (
+        "bayes.py",
+        " - 0.5 * spread / self.sigma.square()",
+        "",
+    ),
+    ("03", "gradient away from the prior"): (
+        "bayes.py",
+        "self.sigma.square() - mu",
+        "self.sigma.square() + mu",
+    ),
+    ("03", "mean field with the posterior's variances"): (
+        "bayes.py",
+        "-self._precision().diagonal().log()",
+        "self.posterior(x).cov.diagonal().log()",
+    ),
+    ("04", "joint without noise"): ("bayes.py", "across @ A.mT + noise", "across @ A.mT"),
+    ("04", "mean of log weights for log of mean"): (
+        "bounds.py",
+        "log_weights.logsumexp(0) - math.log(len(log_weights))",
+        "log_weights.mean(0)",
+    ),
+    ("04", "sum of weights, not over K"): ("bounds.py", " - math.log(len(log_weights))", ""),
+    ("05", "KL halved"): ("divergences.py", "return 0.5 * (squared", "return 0.25 * (squared"),
+    ("05", "prior's variance inverted"): (
+        "divergences.py",
+        "torch.exp(-prior_log_var)",
+        "torch.exp(prior_log_var)",
+    ),
+    ("05", "KL without log-determinant"): (
+        "divergences.py",
+        "torch.expm1(log_squares) - log_squares",
+        "torch.expm1(log_squares)",
+    ),
+    ("05", "KL without part of the trace"): ("divergences.py", "off_diagonal + (", "("),
+    ("05", "naive regularizer not squared"): (
+        "divergences.py",
+        "mu.square() + log_var.square()",
+        "mu + log_var",
+    ),
+    ("08", "KL dropped"): (
+        "bounds.py",
+        "gaussian_kl(mu, log_var))",
+        "0 * gaussian_kl(mu, log_var))",
+    ),
+    ("08", "KL sign reversed"): (
         "bounds.py",
         "self.log_likelihood - self.kl",
         "self.log_likelihood + self.kl",
     ),
-    "exp(log_var) as standard deviation": (
+    ("08", "exp(log_var) as standard deviation"): (
         "reparameterization.py",
         "torch.exp(0.5 * log_var) * eps",
         "torch.exp(log_var) * eps",
     ),
-    "no noise": ("reparameterization.py", "torch.exp(0.5 * log_var) * eps", "0 * eps"),
-    "mean over pixels": ("likelihoods.py", "cross_entropy.sum(", "cross_entropy.mean("),
-    "gradient of the mean cut": (
+    ("08", "no noise"): ("reparameterization.py", "torch.exp(0.5 * log_var) * eps", "0 * eps"),
+    ("08", "mean over pixels"): ("likelihoods.py", "cross_entropy.sum(", "cross_entropy.mean("),
+    ("08", "gradient of the mean cut"): (
         "models.py",
         "reparameterize(mu, log_var, eps)",
         "reparameterize(mu.detach(), log_var, eps)",
     ),
-    "prior samples too wide": (
+    ("08", "prior samples too wide"): (
         "models.py",
         "z = standard_normal(",
         "z = 2 * standard_normal(",
@@ -42,12 +129,23 @@ MUTANTS = {
 }
 
 
-def main() -> int:
-    if fails(ROOT, "tests/unit") or fails(ROOT, "book"):
-        raise SystemExit("the tests fail before anything is broken")
+def main(words: list[str]) -> int:
+    chosen = {
+        (chapter, name): change
+        for (chapter, name), change in MUTANTS.items()
+        if not words or any(word in name for word in words)
+    }
+    if not chosen:
+        raise SystemExit(f"no mutant has any of these in its name: {', '.join(words)}")
+    needed = {
+        tests for (chapter, _), (file, *_) in chosen.items() for tests in judges(chapter, file)
+    }
+    for tests in sorted(needed):
+        if fails(ROOT, tests):
+            raise SystemExit(f"{tests} fails before anything is broken")
     survivors = 0
-    print(f"{'mutant':36} {'unit tests':>12} {'chapters':>12}")
-    for name, (file, old, new) in MUTANTS.items():
+    print(f"{'chapter':8} {'mutant':44} {'unit tests':>12} {'the chapter':>12}")
+    for (chapter, name), (file, old, new) in chosen.items():
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "book"
             ignored = shutil.ignore_patterns(".venv", ".git", "_build", "runs", "__pycache__")
@@ -57,10 +155,17 @@ def main() -> int:
             if text.count(old) != 1:
                 raise SystemExit(f"{name}: {file} should hold {old!r} once; update this list")
             source.write_text(text.replace(old, new))
-            caught = [fails(copy, "tests/unit"), fails(copy, "book")]
+            caught = [fails(copy, tests) for tests in judges(chapter, file)]
         survivors += caught.count(False)
-        print(f"{name:36}", *(f"{'caught' if c else 'SURVIVED':>12}" for c in caught), flush=True)
+        verdicts = [f"{'caught' if c else 'SURVIVED':>12}" for c in caught]
+        print(f"{chapter:8} {name:44}", *verdicts, flush=True)
     return 1 if survivors else 0
+
+
+def judges(chapter: str, file: str) -> list[str]:
+    """What a mutant of the file has to fail: the module's unit tests, and the chapter."""
+    (notebook,) = (ROOT / "book").glob(f"{chapter}_*.ipynb")
+    return [f"tests/unit/test_{file}", f"book/{notebook.name}"]
 
 
 def fails(copy: Path, tests: str) -> bool:
@@ -80,4 +185,4 @@ def fails(copy: Path, tests: str) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -142,6 +142,8 @@ def naive_log_evidence(log_likelihood: Float[Tensor, "n ..."]) -> Estimate:
         ValueError: there are fewer than two draws, or an entry is NaN or plus infinity.
     """
     enough_draws(log_likelihood=log_likelihood)
+    if bool((log_likelihood == math.inf).any()):
+        raise ValueError("log_likelihood: expected logarithms of finite densities, got infinity")
     return log_average(log_likelihood)
 
 
@@ -327,15 +329,15 @@ def linear_joint(
     c: Float[Tensor, " m"],
     noise: Float[Tensor, "m m"],
 ) -> Gaussian:
-    """The joint Gaussian of u ~ prior and v | u ~ N(A u + c, noise), with u before v.
+    """The joint Gaussian of y1 ~ prior and y2 | y1 ~ N(A y1 + c, noise), with y1 before y2.
 
-    Equations ``eq-linear-joint`` and ``eq-elbo-joint`` (chapter 4). With u = z, v = x it is
-    a linear-Gaussian model; with u = x, v = z it is data with a linear encoder.
+    Equations ``eq-linear-joint`` and ``eq-elbo-joint`` (chapter 4). With y1 = z, y2 = x it is
+    a linear-Gaussian model; with y1 = x, y2 = z it is data with a linear encoder.
 
     Args:
-        prior: the Gaussian of u, of size k.
-        A, c: the mean of v as a function of u, shapes (m, k) and (m,).
-        noise: the covariance of v given u, shape (m, m).
+        prior: the Gaussian of y1, of size k.
+        A, c: the mean of y2 as a function of y1, shapes (m, k) and (m,).
+        noise: the covariance of y2 given y1, shape (m, m).
 
     Raises:
         ValueError: the shapes do not match, or a covariance is not positive definite.
@@ -352,3 +354,29 @@ def linear_joint(
     upper = torch.cat([prior.cov, across.mT], -1)
     lower = torch.cat([across, across @ A.mT + noise], -1)
     return Gaussian(torch.cat([prior.mu, prior.mu @ A.mT + c], -1), torch.cat([upper, lower], -2))
+
+
+def ppca(x: Float[Tensor, "n D"], latent: int, sigma: float) -> LinearGaussian:
+    r"""The linear-Gaussian model under which data are most probable, for a given sigma.
+
+    Probabilistic principal component analysis. Equations ``eq-ppca`` and ``eq-ppca-rate``
+    (chapter 6); Tipping and Bishop (1999), equation 7. Its latent variables are the directions
+    in which the data vary most, and only those whose variance exceeds sigma squared.
+
+    Args:
+        x: n data points of D numbers.
+        latent: the size d of z, at most D.
+        sigma: the standard deviation of the noise.
+
+    Raises:
+        ValueError: there are fewer than two data points, one holds a NaN, or latent or sigma is
+            out of range.
+    """
+    enough_draws(x=x)
+    if not 1 <= latent <= x.shape[1]:
+        raise ValueError(f"latent: expected 1 to {x.shape[1]}, the size of x, got {latent}")
+    covariance = torch.cov(x.T, correction=0).reshape(x.shape[1], x.shape[1])
+    variances, directions = torch.linalg.eigh(covariance)
+    variances, directions = variances.flip(0)[:latent], directions.flip(1)[:, :latent]
+    explained = (variances - sigma**2).clamp(min=0)
+    return LinearGaussian(directions * explained.sqrt(), x.mean(0), sigma)

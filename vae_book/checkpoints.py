@@ -4,15 +4,18 @@ A checkpoint is one file, read with ``torch.load(weights_only=True)``: it can ho
 code.
 """
 
+import inspect
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from vae_book.device import best_device
-from vae_book.likelihoods import Bernoulli
+from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
 from vae_book.models import VAE
+
+LIKELIHOODS = {kind.__name__: kind for kind in (Bernoulli, ContinuousBernoulli, Gaussian)}
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,9 @@ class Checkpoint:
 
     def model(self, device: torch.device | str | None = None) -> VAE:
         """The trained model, on ``device`` or on the best one."""
-        arguments = {
-            **self.architecture,
-            "likelihood": Bernoulli(**self.architecture["likelihood"]),
-        }
-        model = VAE(**arguments)
+        of_likelihood = dict(self.architecture["likelihood"])
+        likelihood = LIKELIHOODS[of_likelihood.pop("kind")](**of_likelihood)
+        model = VAE(**{**self.architecture, "likelihood": likelihood})
         model.load_state_dict(self.weights)
         return model.to(best_device() if device is None else device)
 
@@ -110,14 +111,19 @@ def architecture(model: VAE) -> dict:
     Raises:
         ValueError: a checkpoint cannot hold this kind of likelihood.
     """
-    if type(model.likelihood) is not Bernoulli:  # a subclass would be read back as its parent
+    kind = type(model.likelihood)
+    if kind not in LIKELIHOODS.values():  # a subclass would be read back as its parent
         raise ValueError(
-            "checkpoint: expected a model with the likelihood Bernoulli, got "
-            f"{type(model.likelihood).__name__}"
+            f"checkpoint: expected a model with the likelihood {' or '.join(LIKELIHOODS)}, got "
+            f"{kind.__name__}"
         )
+    # Each likelihood keeps its arguments under their own names.
+    arguments = {
+        name: getattr(model.likelihood, name) for name in inspect.signature(kind).parameters
+    }
     return {
         "latent": model.latent,
         "hidden": model.hidden,
         "image_shape": list(model.image_shape),
-        "likelihood": asdict(model.likelihood),
+        "likelihood": {"kind": kind.__name__, **arguments},
     }

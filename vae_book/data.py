@@ -109,6 +109,9 @@ def binarize(
 ) -> Float[Tensor, "*shape"]:
     """Binary images: each pixel is on with a probability equal to its gray level.
 
+    By equation ``eq-binarized`` (chapter 6) the gray levels' cross-entropy is the average of the
+    Bernoulli log-probability over such images.
+
     Args:
         images: gray levels in [0, 1], any shape.
         generator: a CPU generator (see `vae_book.device.seeded`); None takes torch's global one.

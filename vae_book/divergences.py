@@ -25,7 +25,7 @@ class Integral(NamedTuple):
 
     Attributes:
         value: the integral.
-        error: the bound on its error that the quadrature gives.
+        error: the quadrature's own estimate of its absolute error, which is no guarantee.
     """
 
     value: float
@@ -181,9 +181,9 @@ def gaussian_kl(
 ) -> Float[Tensor, "..."]:
     r"""KL(N(mu, exp(log_var)) || N(prior_mu, exp(prior_log_var))) of diagonal Gaussians, in nats.
 
-    Equations ``eq-gaussian-kl-univariate``, ``eq-gaussian-kl-diagonal``, ``eq-gaussian-kl`` and
-    ``eq-gaussian-kl-gradient`` (chapter 5); Kingma and Welling (2014), appendix B, for the
-    standard prior. In float32 it is finite for |log_var| up to 88.
+    Equations ``eq-gaussian-kl-univariate``, ``eq-gaussian-kl-diagonal`` and
+    ``eq-gaussian-kl-gradient`` (chapter 5); with the standard prior ``eq-gaussian-kl`` (chapter 8)
+    and Kingma and Welling (2014), appendix B. In float32 it is finite for |log_var| up to 88.
 
     Args:
         mu, log_var: mean and log-variance of the first Gaussian, shape (..., d).
@@ -241,7 +241,7 @@ def gaussian_kl_full(
     )
     no_nan(mu0=mu0, mu1=mu1)
     factor0, factor1 = cholesky("cov0", cov0, d), cholesky("cov1", cov1, d)
-    # With cov = L L^T and A = L1^-1 L0, the trace of cov1^-1 cov0 is the sum of the squares of A,
+    # With cov = L L^T and G = L1^-1 L0, the trace of cov1^-1 cov0 is the sum of the squares of G,
     # and the ratio of the determinants is the product of the squares of its diagonal. Each term
     # below is then at least zero.
     ratio = torch.linalg.solve_triangular(factor1, factor0, upper=False)

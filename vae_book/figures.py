@@ -135,11 +135,14 @@ def curves(
     points: Mapping[str, Points] = MappingProxyType({}),
     levels: Mapping[str, float] = MappingProxyType({}),
     marks: Mapping[str, float] = MappingProxyType({}),
+    guides: Mapping[str, Points] = MappingProxyType({}),
     shaded: Collection[str] = (),
     log: str = "",
+    x_ticks: Sequence[float | int] = (),
     x_limits: tuple[float, float] | None = None,
     y_limits: tuple[float | None, float | None] | None = None,
     size: float = 3.4,
+    axis: Axes | None = None,
 ) -> Figure:
     """Curves over one axis, with a legend.
 
@@ -149,15 +152,19 @@ def curves(
         points: for each name, x and y of markers; a line of that name lends them its color.
         levels: heights of thin horizontal lines, by name.
         marks: places of thin vertical lines, by name.
+        guides: for each name, x and y of a thin line to compare the others with.
         shaded: names of lines whose area down to zero is filled.
         log: the axes with a logarithmic scale, "x", "y" or "xy".
+        x_ticks: where the x axis has ticks, written as plain numbers; none fits the data.
         x_limits, y_limits: the range of an axis; None fits the data.
         size: the height in inches.
+        axis: where to draw; None makes a figure.
     """
-    names = list(dict.fromkeys([*lines, *points]))
-    style = dict(zip(names, cycle(CYCLE), strict=False))
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(WIDTH, size))
+        if axis is None:
+            _, axis = plt.subplots(figsize=(WIDTH, size))
+        names = list(dict.fromkeys([*lines, *points]))
+        style = dict(zip(names, cycle(CYCLE), strict=False))
         for name, (x, y) in lines.items():
             color, dashes, _ = style[name]
             axis.plot(x, y, color=color, ls=dashes, label=name)
@@ -171,6 +178,8 @@ def curves(
             axis.axhline(height, color=GRAY, lw=1.5, ls=":", label=name)
         for name, place in marks.items():
             axis.axvline(place, color=GRAY, lw=1.5, ls=":", label=name)
+        for name, (x, y) in guides.items():
+            axis.plot(x, y, color=GRAY, lw=1.5, ls=":", label=name)
         axis.set(xlabel=x_label, ylabel=y_label)
         if all(isinstance(value, int) for x, _ in lines.values() for value in x):
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -178,12 +187,32 @@ def curves(
             axis.set_xscale("log")
         if "y" in log:
             axis.set_yscale("log")
+        if x_ticks:
+            axis.set_xticks(x_ticks, [f"{tick:g}" for tick in x_ticks])
+            axis.minorticks_off()
         if x_limits:
             axis.set_xlim(x_limits)
         if y_limits:
             axis.set_ylim(bottom=y_limits[0], top=y_limits[1])
-        if len(names) + len(levels) + len(marks) > 1:
+        if len(names) + len(levels) + len(marks) + len(guides) > 1:
             axis.legend(frameon=False, fontsize=10)
+    figure = axis.figure
+    assert isinstance(figure, Figure)  # and not a part of one
+    return figure
+
+
+def panels(*content: Mapping[str, Any]) -> Figure:
+    """Figures of `curves`, one below the other, each given by its arguments.
+
+    The legend stands in the first: a name means the same in all.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(len(content), figsize=(WIDTH, 3 * len(content)), squeeze=False)
+    for axis, arguments in zip(axes[:, 0], content, strict=True):
+        curves(**arguments, axis=axis)
+        legend = axis.get_legend()
+        if legend and axis is not axes[0, 0]:
+            legend.remove()
     return figure
 
 
@@ -244,7 +273,7 @@ def contours(
     x: Float[Tensor, " m"],
     y: Float[Tensor, " n"],
     surfaces: Mapping[str, Float[Tensor, "n m"]],
-    heights: Sequence[float],
+    heights: Sequence[float | int],
     x_label: str,
     y_label: str,
 ) -> Figure:
@@ -256,13 +285,18 @@ def contours(
         heights: at which lines are drawn.
         x_label, y_label: what the axes show.
     """
+    inner_x, inner_y = (slice(len(values) // 16, -len(values) // 16) for values in (x, y))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             1, len(surfaces), figsize=(WIDTH, 3.2), sharex=True, sharey=True, squeeze=False
         )
         for axis, (name, surface) in zip(axes[0], surfaces.items(), strict=True):
-            lines = axis.contour(x, y, surface, levels=heights, colors=BLUE, linewidths=1.5)
-            axis.clabel(lines, fmt="%g", fontsize=9)
+            axis.contour(x, y, surface, levels=heights, colors=BLUE, linewidths=1.5)
+            # Labels go on an invisible copy that stays away from the edges, which would clip them.
+            copy = axis.contour(x[inner_x], y[inner_y], surface[inner_y, inner_x], levels=heights)
+            copy.set_visible(False)
+            for label in axis.clabel(copy, fmt="%g", fontsize=10, colors=BLUE, inline=False):
+                label.set_bbox({"fc": "white", "ec": "none", "pad": 0.5})
             axis.set_title(name, fontsize=11)
             axis.set_xlabel(x_label)
         axes[0, 0].set_ylabel(y_label)

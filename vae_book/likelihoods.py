@@ -1,25 +1,33 @@
-"""Likelihoods p(x | z) of images, given what a decoder puts out (used in chapter 8).
+"""Likelihoods p(x | z) of images, given what a decoder puts out (chapter 6).
 
 A likelihood turns the decoder's raw output, ``params``, into a distribution over the pixels. Images
 have the shape (..., channels, height, width); log-densities are summed over those three axes, so
-there is one number, in nats, for each image.
+there is one number, in nats, for each image. Axes for samples may come before those of the images.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 PIXEL_AXES = (-3, -2, -1)
+LOG_2PI = math.log(2 * math.pi)
+NEAR_ZERO = 0.1  # below it, four terms of a series are exact to double precision
 Images = Float[Tensor, "*batch channels height width"]
+Params = Float[Tensor, "..."]
 
 
 @runtime_checkable
 class Likelihood(Protocol):
     """What a model asks of its likelihood."""
+
+    @property
+    def params_per_pixel(self) -> int:
+        """How many numbers the decoder puts out for each pixel; they lie along the channels."""
 
     def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
         """log p(x | z) of each image, in nats."""
@@ -35,18 +43,20 @@ class Likelihood(Protocol):
 class Bernoulli:
     """Each pixel is on with its own probability; ``params`` are the logits.
 
-    Equation ``eq-bernoulli``; Kingma and Welling (2014), appendix C.1.
+    Equation ``eq-bernoulli`` (chapter 6); Kingma and Welling (2014), appendix C.1.
 
     ``Bernoulli()`` is a probability distribution over binary images and refuses anything else.
     ``Bernoulli(relaxed=True)`` also takes gray levels in [0, 1] and scores them with the same
     formula, the binary cross-entropy, as the classic VAE scripts do. For gray levels that is a
     useful loss but not a density: it does not integrate to one over [0, 1], so its values are
     not log-likelihoods and compare only with values obtained in the same way.
+    `ContinuousBernoulli` adds what is missing.
     """
 
     relaxed: bool = False
+    params_per_pixel: ClassVar[int] = 1
 
-    def log_prob(self, x: Images, params: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def log_prob(self, x: Images, params: Params) -> Float[Tensor, "..."]:
         """The log-probability of each image, in nats, summed over its pixels.
 
         Args:
@@ -60,16 +70,8 @@ class Bernoulli:
             ValueError: x lies outside the support, or the shapes do not match.
         """
         self.check_support(x)
-        if params.shape[-x.ndim :] != x.shape:
-            raise ValueError(
-                f"params: expected a shape that ends in that of x, {tuple(x.shape)}, got "
-                f"{tuple(params.shape)}"
-            )
-        # From logits, not from probabilities: log(sigmoid(l)) alone underflows to -inf.
-        cross_entropy = binary_cross_entropy_with_logits(
-            params, x.expand_as(params), reduction="none"
-        )
-        return -cross_entropy.sum(PIXEL_AXES)
+        _check_shapes(x, params)
+        return -_cross_entropy(x, params).sum(PIXEL_AXES)
 
     def mean(self, params: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The probability that each pixel is on, the shape of params."""
@@ -79,21 +81,249 @@ class Bernoulli:
         self, params: Float[Tensor, "*shape"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "*shape"]:
         """Images of zeros and ones, the shape of params; the noise is drawn on the CPU."""
-        uniform = torch.rand(params.shape, generator=generator).to(params.device)
-        return (uniform < self.mean(params)).to(params.dtype)
+        return (_uniform(params, generator) < self.mean(params)).to(params.dtype)
 
     def check_support(self, x: Images) -> None:
         """Raise ValueError unless every pixel of x is a value that this likelihood can score."""
-        allowed = (x >= 0) & (x <= 1) if self.relaxed else (x == 0) | (x == 1)
-        if bool(allowed.all()):
+        if self.relaxed:
+            _check_unit_interval(x)
             return
-        worst = x[~allowed][0].item()
-        if 0 <= worst <= 1:
-            raise ValueError(
-                f"x: Bernoulli() scores pixels that are 0 or 1, got {worst:.4g}. Make the images "
-                "binary with vae_book.data.binarize, or ask for the binary cross-entropy of gray "
-                "levels by name with Bernoulli(relaxed=True)"
-            )
+        gray = x[(x != 0) & (x != 1)]
+        if gray.numel() == 0:
+            return
+        worst = gray[0].item()
+        if not 0 <= worst <= 1:
+            _check_unit_interval(x)
         raise ValueError(
-            f"x: expected pixels between 0 and 1, got {worst:.4g}. Divide images of 0..255 by 255"
+            f"x: Bernoulli() scores pixels that are 0 or 1, got {worst:.4g}. Make the images "
+            "binary with vae_book.data.binarize, score gray levels by a density with "
+            "ContinuousBernoulli() or Gaussian(), or ask for their binary cross-entropy by name "
+            "with Bernoulli(relaxed=True)"
+        )
+
+
+@dataclass(frozen=True)
+class ContinuousBernoulli:
+    """A density over gray levels in [0, 1]: cross-entropy, normalized; ``params`` are the logits.
+
+    Equation ``eq-continuous-bernoulli`` (chapter 6); Loaiza-Ganem and Cunningham (2019),
+    section 3. For one pixel with logit l the density at x is
+    ``exp(l * x) * l / (exp(l) - 1)``.
+    """
+
+    params_per_pixel: ClassVar[int] = 1
+
+    def log_prob(self, x: Images, params: Params) -> Float[Tensor, "..."]:
+        """The log-density of each image, in nats; see `Bernoulli.log_prob` for the shapes.
+
+        Raises:
+            ValueError: a pixel lies outside [0, 1], or the shapes do not match.
+        """
+        _check_unit_interval(x)
+        _check_shapes(x, params)
+        return -(_cross_entropy(x, params) + log_cross_entropy_integral(params)).sum(PIXEL_AXES)
+
+    def mean(self, params: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The average gray level of each pixel, which is *not* the sigmoid of its logit."""
+        size = params.abs()
+        near = size < NEAR_ZERO
+        small, large = torch.where(near, params, 0.0), torch.where(near, 1.0, size)
+        # Both terms grow without limit towards zero and almost cancel there: use the series.
+        direct = -1 / torch.expm1(-large) - 1 / large
+        series = 0.5 + small / 12 - small**3 / 720 + small**5 / 30240 - small**7 / 1209600
+        return torch.where(near, series, torch.where(params > 0, direct, 1 - direct))
+
+    def sample(
+        self, params: Float[Tensor, "*shape"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "*shape"]:
+        """Gray levels, the shape of params, by the inverse of the distribution function."""
+        # For a positive logit; a negative one gives the mirror image, x -> 1 - x.
+        size = params.abs().clamp(min=torch.finfo(params.dtype).eps)
+        x = 1 + torch.log1p(_uniform(params, generator) * torch.expm1(-size)) / size
+        return torch.where(params > 0, x, 1 - x).clamp(0, 1)
+
+
+class Gaussian(nn.Module):
+    r"""Each pixel is normal around the decoder's output, with a variance given or learned.
+
+    Equation ``eq-gaussian-likelihood`` (chapter 6); Kingma and Welling (2014), appendix C.2.
+
+    Args:
+        sigma: the standard deviation; where it is learned, the value to start from.
+        variance: ``fixed``: sigma for all pixels, always; ``params`` are the means. ``shared``:
+            one number for all pixels and images, trained with the model, of which this object
+            is a part. ``pixel``: computed for each pixel of each image; the first half of the
+            channels of ``params`` holds the means, the second log(variance / sigma^2).
+        min_sigma: noise that a learned variance always has on top, so that the density of a
+            pixel that never varies stays finite, and training stays calm; the default is five of
+            255 gray levels. Zero leaves it out.
+
+    Raises:
+        ValueError: sigma is not positive, min_sigma is negative, or variance is another word.
+    """
+
+    def __init__(
+        self,
+        sigma: float = 1.0,
+        variance: Literal["fixed", "shared", "pixel"] = "fixed",
+        *,
+        min_sigma: float = 0.02,
+    ) -> None:
+        super().__init__()
+        if not 0 < sigma < math.inf:
+            raise ValueError(f"sigma: expected a positive number, got {sigma}")
+        if not 0 <= min_sigma < math.inf:
+            raise ValueError(f"min_sigma: expected zero or a positive number, got {min_sigma}")
+        if variance not in ("fixed", "shared", "pixel"):
+            raise ValueError(f"variance: expected 'fixed', 'shared' or 'pixel', got {variance!r}")
+        # Numbers of numpy's would spoil a checkpoint.
+        self.sigma, self.variance, self.min_sigma = float(sigma), variance, float(min_sigma)
+        self.params_per_pixel = 2 if variance == "pixel" else 1
+        if variance == "shared":
+            self.shared = nn.Parameter(torch.zeros(()))  # log(variance / sigma^2)
+
+    def log_prob(self, x: Images, params: Params) -> Float[Tensor, "..."]:
+        """The log-density of each image, in nats, with all its constants.
+
+        Args:
+            x: images of any real numbers, shape (..., channels, height, width).
+            params: their shape ends in the shape of x, with any axes for samples before; twice
+                the channels for ``variance="pixel"``.
+
+        Returns:
+            The shape of params without its last three axes.
+
+        Raises:
+            ValueError: a pixel is infinite or not a number, or the shapes do not match.
+        """
+        if not bool(x.isfinite().all()):
+            raise ValueError("x: expected finite numbers, got infinity or NaN")
+        _check_shapes(x, params, self.params_per_pixel)
+        log_var = self.log_var(params)
+        squares = (x - self.mean(params)).square() * torch.exp(-log_var)
+        return -0.5 * (squares + log_var + LOG_2PI).sum(PIXEL_AXES)
+
+    def log_var(self, params: Params) -> Params:
+        """The logarithm of each pixel's variance, a tensor that broadcasts to the images."""
+        log_unit = 2 * math.log(self.sigma)
+        if self.variance == "fixed":
+            return params.new_tensor(log_unit)
+        raw = self.shared if self.variance == "shared" else _halves(params)[1]
+        if self.min_sigma == 0:
+            return log_unit + raw
+        # Variances of independent noise add up; this is the logarithm of their sum.
+        floor = raw.new_tensor(2 * math.log(self.min_sigma))
+        return torch.logaddexp(log_unit + raw, floor)
+
+    def mean(self, params: Params) -> Params:
+        """The mean of each pixel: params, or their first half."""
+        return _halves(params)[0] if self.variance == "pixel" else params
+
+    def sample(self, params: Params, generator: torch.Generator | None = None) -> Params:
+        """A normal draw for each pixel; it may leave [0, 1]. The noise is drawn on the CPU."""
+        mean = self.mean(params)
+        eps = torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device)
+        return mean + torch.exp(0.5 * self.log_var(params)) * eps
+
+    def extra_repr(self) -> str:
+        """The arguments, for print(model)."""
+        return f"sigma={self.sigma}, variance={self.variance!r}, min_sigma={self.min_sigma:.3g}"
+
+
+def log_cross_entropy_integral(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The log of the integral of exp(-cross-entropy) over the gray levels x in [0, 1], in nats.
+
+    Equation ``eq-cross-entropy-integral`` (chapter 6); Loaiza-Ganem and Cunningham (2019),
+    section 3. For a logit l the integral is tanh(l / 2) / l, which is 1/2 at l = 0, and less
+    elsewhere: never 1, so the cross-entropy of gray levels is not a density's.
+    """
+    size = logits.abs()
+    near = size < NEAR_ZERO
+    # At zero this is 0/0; each branch of `where` gets harmless numbers for the other's share.
+    small, large = torch.where(near, logits, 0.0), torch.where(near, 1.0, size)
+    direct = torch.log(torch.tanh(large / 2) / large)
+    series = -(small**2) / 12 + 7 * small**4 / 1440 - 31 * small**6 / 90720
+    series = series + 127 * small**8 / 4838400 - math.log(2)
+    return torch.where(near, series, direct)
+
+
+def optimal_variance(x: Images, mean: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+    """The shared variance under which images are most probable: their mean squared error.
+
+    Equation ``eq-optimal-variance`` (chapter 6); Rybkin, Daniilidis and Levine (2021).
+
+    Args:
+        x: images, shape (..., channels, height, width).
+        mean: their reconstructions, the same shape, or with axes for samples before.
+
+    Raises:
+        ValueError: the shapes do not match.
+    """
+    _check_shapes(x, mean, name="mean")
+    return (x - mean).square().mean()
+
+
+def bits_per_dimension(nats: float, dimensions: int, levels: int = 1) -> float:
+    """Nats for one image as bits for one of its numbers.
+
+    Equation ``eq-bits`` (chapter 6); Theis, van den Oord and Bethge (2016).
+
+    Args:
+        nats: a negative log-likelihood, or a bound on it.
+        dimensions: how many numbers an image has: channels * height * width.
+        levels: into how many steps [0, 1] is divided, for a density: 256 gives the bits of one
+            of 256 gray levels, approximately. 1 for probabilities, such as a Bernoulli's.
+
+    Raises:
+        ValueError: dimensions or levels is not positive.
+    """
+    if dimensions < 1 or levels < 1:
+        raise ValueError(
+            f"dimensions and levels: expected positive numbers, got {dimensions} and {levels}"
+        )
+    return nats / (dimensions * math.log(2)) + math.log2(levels)
+
+
+def _cross_entropy(x: Tensor, logits: Tensor) -> Tensor:
+    # From logits, not from probabilities: log(sigmoid(l)) alone underflows to -inf.
+    return binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none")
+
+
+def _uniform(params: Tensor, generator: torch.Generator | None) -> Tensor:
+    uniform = torch.rand(params.shape, generator=generator, dtype=params.dtype)
+    return uniform.to(params.device)
+
+
+def _halves(params: Tensor) -> tuple[Tensor, Tensor]:
+    if params.ndim < 3 or params.shape[-3] % 2:
+        raise ValueError(
+            "params: expected an even number of channels, means before log-variances, got shape "
+            f"{tuple(params.shape)}"
+        )
+    mean, log_ratio = params.chunk(2, dim=-3)
+    return mean, log_ratio
+
+
+def _check_unit_interval(x: Tensor) -> None:
+    outside = x[~((x >= 0) & (x <= 1))]  # so that NaN is outside as well
+    if outside.numel():
+        raise ValueError(
+            f"x: expected pixels between 0 and 1, got {outside[0].item():.4g}. Divide images of "
+            "0..255 by 255; for other ranges there is Gaussian()"
+        )
+
+
+def _check_shapes(
+    x: Tensor, params: Tensor, params_per_pixel: int = 1, name: str = "params"
+) -> None:
+    if x.ndim < 3:
+        raise ValueError(
+            f"x: expected images of shape (..., channels, height, width), got {tuple(x.shape)}"
+        )
+    *batch, channels, height, width = x.shape
+    expected = (*batch, params_per_pixel * channels, height, width)
+    if params.shape[-x.ndim :] != expected:
+        raise ValueError(
+            f"{name}: expected a shape that ends in {expected}, as x is {tuple(x.shape)}, got "
+            f"{tuple(params.shape)}"
         )

@@ -36,14 +36,16 @@ class VAE(nn.Module):
         self.latent, self.hidden, self.image_shape = latent, hidden, tuple(image_shape)
         self.likelihood: Likelihood = likelihood or Bernoulli(relaxed=True)
         pixels = math.prod(self.image_shape)
+        channels, height, width = self.image_shape
+        per_pixel = self.likelihood.params_per_pixel
         self.encoder = nn.Sequential(nn.Flatten(-3), nn.Linear(pixels, hidden), nn.ReLU())
         self.to_mu = nn.Linear(hidden, latent)
         self.to_log_var = nn.Linear(hidden, latent)
         self.decoder = nn.Sequential(
             nn.Linear(latent, hidden),
             nn.ReLU(),
-            nn.Linear(hidden, pixels),
-            nn.Unflatten(-1, self.image_shape),
+            nn.Linear(hidden, per_pixel * pixels),
+            nn.Unflatten(-1, (per_pixel * channels, height, width)),
         )
 
     def encode(
@@ -64,7 +66,7 @@ class VAE(nn.Module):
         features = self.encoder(x)
         return self.to_mu(features), self.to_log_var(features)
 
-    def decode(self, z: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch channels height width"]:
+    def decode(self, z: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch params height width"]:
         """The parameters of p(x | z): for the Bernoulli likelihood, the logit of each pixel.
 
         Raises:

@@ -80,13 +80,14 @@ def fit(
     batch_size: int = 128,
     lr: float = 1e-3,
     seed: int = 0,
+    n_samples: int = 1,
     resample: bool = False,
     held_out: Images | None = None,
     checkpoint: Path | str | None = None,
     resume: bool = False,
     on_epoch: Callable[[History], None] | None = None,
 ) -> History:
-    """Train a model by maximizing the ELBO with Adam, one sample of z for each image and step.
+    """Train a model by maximizing the ELBO with Adam.
 
     Equation ``eq-loss``; Kingma and Welling (2014), algorithm 1. The noise comes from the CPU, a
     stream of its own for each epoch, so that a seed means the same run on every device. Under
@@ -100,6 +101,7 @@ def fit(
         batch_size: images in a step, over all processes.
         lr: Adam's step size.
         seed: of the order of the images and of all noise.
+        n_samples: draws of z for each image and step; one is enough (chapter 7).
         resample: make the images binary, afresh in each step, instead of using the gray levels.
         held_out: images on which to measure the bound after each epoch.
         checkpoint: a file to write after each epoch.
@@ -112,7 +114,8 @@ def fit(
             not fit it, a checkpoint to resume was made with other settings, or the loss has become
             infinite or not a number.
     """
-    _check(model, data, held_out, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+    positive = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "n_samples": n_samples}
+    _check(model, data, held_out, seed, positive)
     if resume and checkpoint is None:
         raise ValueError("resume: expected a checkpoint to go on from, got none")
     lr = float(lr)  # a number of numpy's would spoil the checkpoint
@@ -122,6 +125,7 @@ def fit(
         "batch_size": batch_size,
         "lr": lr,
         "seed": seed,
+        "n_samples": n_samples,
         "resample": resample,
         "source": data.source,
         "images": len(data),
@@ -135,7 +139,7 @@ def fit(
     for epoch in range(history.epochs, epochs):
         start = time.perf_counter()
         reconstruction, kl = _train_epoch(
-            model, replica, data, optimizer, batch_size, seeded(seed, epoch), resample
+            model, replica, data, optimizer, batch_size, seeded(seed, epoch), n_samples, resample
         )
         if not math.isfinite(reconstruction + kl):
             raise ValueError(
@@ -164,21 +168,22 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     batch_size: int,
     generator: torch.Generator,
+    n_samples: int,
     resample: bool,
 ) -> tuple[float, float]:
     """One pass over the data; returns the average reconstruction term and KL, in nats."""
     device = data.images.device
     order = torch.randperm(len(data), generator=generator).to(device)
-    eps = standard_normal((len(data), model.latent), generator, device)
+    eps = standard_normal((n_samples, len(data), model.latent), generator, device)
     # Each process takes every world_size-th image of a batch. DistributedDataParallel averages the
     # gradients over processes, so the sum over its share is scaled by their number.
     world = parallel.world_size()
     share = slice(parallel.rank(), None, world)
     totals = torch.zeros(2, device=device)
-    for batch, batch_eps in zip(order.split(batch_size), eps.split(batch_size), strict=True):
+    for batch, noise in zip(order.split(batch_size), eps.split(batch_size, dim=1), strict=True):
         x = data.images[batch]
         x = (binarize(x, generator) if resample else x)[share]
-        terms = elbo_terms(model.likelihood, x, *replica(x, batch_eps[share]))
+        terms = elbo_terms(model.likelihood, x, *replica(x, noise[:, share]))
         loss = -terms.value.sum() * world / len(batch)
         optimizer.zero_grad()
         loss.backward()
@@ -192,13 +197,10 @@ def _check(
     model: VAE,
     data: Images,
     held_out: Images | None,
-    *,
-    epochs: int,
-    batch_size: int,
-    lr: float,
     seed: int,
+    positive: dict[str, int | float],
 ) -> None:
-    for name, value in {"epochs": epochs, "batch_size": batch_size, "lr": lr}.items():
+    for name, value in positive.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name}: expected a positive number, got {value}")
     if len(data) == 0:

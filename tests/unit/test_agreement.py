@@ -69,6 +69,23 @@ def test_shapes_that_differ_do_not_agree(one, other):
         Agreement("by hand", abs=1)(torch.zeros(one), torch.zeros(other))
 
 
+def test_an_estimate_that_may_be_anything_agrees_with_nothing():
+    agree = Agreement("by hand", standard_errors=4)
+    for error in (math.inf, [0.1, math.inf]):
+        error = torch.tensor(error)
+        with pytest.raises(AssertionError, match="expected finite standard errors, got"):
+            agree(Estimate(torch.zeros_like(error), error), torch.zeros_like(error))
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 0)])
+def test_nothing_agrees_with_nothing(shape):
+    none = torch.zeros(shape)
+    with pytest.raises(AssertionError, match=r"expected numbers to compare, got none: shape \("):
+        Agreement("by hand", abs=1)(none, none)
+    with pytest.raises(AssertionError, match="expected numbers to compare, got none"):
+        Agreement("by hand", standard_errors=4)(Estimate(none, none), none)
+
+
 def test_one_entry_of_many_is_enough_to_disagree():
     ones = torch.ones(3, 4)
     off = ones.clone()

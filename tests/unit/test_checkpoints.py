@@ -3,11 +3,12 @@
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
-from vae_book.checkpoints import read_checkpoint, write_checkpoint
-from vae_book.likelihoods import Bernoulli
+from vae_book.checkpoints import LIKELIHOODS, read_checkpoint, write_checkpoint
+from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
 from vae_book.models import VAE
 
 HISTORY = {"kl": [1.5], "reconstruction": [2.5], "held_out": [], "seconds": [0.1], "device": "CPU"}
@@ -36,7 +37,19 @@ def written(tmp_path):
     return path, model, optimizer
 
 
-@pytest.mark.parametrize("likelihood", [Bernoulli(), Bernoulli(relaxed=True)])
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        Bernoulli(),
+        Bernoulli(relaxed=True),
+        ContinuousBernoulli(),
+        Gaussian(0.3),
+        Gaussian(0.3, "shared", min_sigma=0.0),
+        Gaussian(0.4, "pixel", min_sigma=0.1),
+        Gaussian(np.float64(0.3), "shared", min_sigma=np.float64(0.1)),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("shape", [(1, 4, 4), (3, 2, 5)])
 def test_the_model_comes_back(tmp_path, likelihood, shape):
     model = small(likelihood=likelihood, image_shape=shape)
@@ -45,7 +58,13 @@ def test_the_model_comes_back(tmp_path, likelihood, shape):
     x, eps = torch.rand(7, *shape), torch.randn(7, 2)
     for before, after in zip(model(x, eps), found(x, eps), strict=True):
         assert torch.equal(before, after)
-    assert found.likelihood == likelihood
+    assert type(found.likelihood) is type(likelihood)
+    assert str(found.likelihood) == str(likelihood)  # which shows its arguments
+    binary = x.round()
+    before, after = (
+        each.likelihood.log_prob(binary, each(binary, eps)[0]) for each in (model, found)
+    )
+    assert torch.equal(before, after)  # with the variance that was learned
 
 
 def test_the_model_goes_where_it_is_asked_to(written):
@@ -169,6 +188,9 @@ def test_a_likelihood_that_would_be_read_back_as_another_is_refused(tmp_path):
 
     model = VAE(latent=2, hidden=3, likelihood=MeanOverPixels(relaxed=True))
     optimizer = torch.optim.Adam(model.parameters())
-    with pytest.raises(ValueError, match=r"checkpoint: .*Bernoulli, got MeanOverPixels"):
+    with pytest.raises(ValueError, match=r"checkpoint: .*Bernoulli.* got MeanOverPixels") as error:
         write_checkpoint(tmp_path / "run.pt", model, optimizer, {}, SETTINGS)
+    for kind in (Bernoulli, ContinuousBernoulli, Gaussian):
+        assert LIKELIHOODS[kind.__name__] is kind
+        assert f" {kind.__name__}" in str(error.value)
     assert not list(tmp_path.iterdir())

@@ -137,3 +137,166 @@ def test_type_is_large_enough_for_a_phone(draw):
     smallest = min(text.get_fontsize() for text in texts)
     assert smallest / 72 * 360 / figure.get_figwidth() >= 8
     plt.close(figure)
+
+
+def drawn(axis):
+    """x and y of each line with a name, by that name."""
+    named = [line for line in axis.lines if not line.get_label().startswith("_")]
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in named}
+
+
+def legend(axis):
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+def test_curves_draws_the_numbers_it_is_given():
+    u = torch.linspace(1, 2, 5)
+    figure = figures.curves(
+        {"log": (u, u.log()), "line": ([1, 2], [3, 4])},
+        "u (mm)",
+        "value (nats)",
+        points={"log": ([1.5], [0.5]), "alone": ([1.25], [2.5])},
+        levels={"level": 0.7},
+        marks={"mark": 1.2},
+        guides={"guide": ([1, 2], [0, 1])},
+        shaded=["log"],
+        x_limits=(0.5, 3.0),
+        y_limits=(None, 5.0),
+    )
+    (axis,) = figure.axes
+    lines = drawn(axis)
+    assert lines["log"] == (u.tolist(), u.log().tolist())
+    assert lines["line"] == ([1, 2], [3, 4])
+    assert lines["alone"] == ([1.25], [2.5])
+    assert lines["level"][1] == [0.7, 0.7]
+    assert lines["mark"][0] == [1.2, 1.2]
+    assert lines["guide"] == ([1, 2], [0, 1])
+    # Markers of a line's own name have its color, and no second entry in the legend.
+    line, marker = axis.lines[0], axis.lines[2]
+    assert (list(marker.get_xdata()), list(marker.get_ydata())) == ([1.5], [0.5])
+    assert marker.get_color() == line.get_color() != axis.lines[1].get_color()
+    assert legend(axis) == ["log", "line", "alone", "level", "mark", "guide"]
+    (area,) = axis.collections
+    corners = area.get_paths()[0].get_extents()
+    assert (corners.x0, corners.x1) == (1, 2)
+    assert (corners.y0, corners.y1) == pytest.approx((0, u.log()[-1].item()))
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("u (mm)", "value (nats)")
+    assert axis.get_xlim() == (0.5, 3)
+    assert axis.get_ylim()[1] == 5
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("log", ["", "x", "y", "xy"])
+def test_curves_has_the_scales_it_is_told(log):
+    figure = figures.curves({"one": ([1, 40], [1.0, 0.1])}, "K", "gap", log=log)
+    (axis,) = figure.axes
+    assert axis.get_xscale() == ("log" if "x" in log else "linear")
+    assert axis.get_yscale() == ("log" if "y" in log else "linear")
+    assert axis.get_legend() is None  # one line needs none
+    plt.close(figure)
+
+
+def test_curves_puts_ticks_where_it_is_told_and_nowhere_else():
+    figure = figures.curves({"one": ([1, 40], [1, 2])}, "K", "gap", log="x", x_ticks=[1, 2.5, 40])
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["1", "2.5", "40"]
+    assert list(axis.get_xticks()) == [1, 2.5, 40]
+    assert not len(axis.get_xticks(minor=True))
+    plt.close(figure)
+
+
+def test_whole_numbers_get_whole_ticks():
+    figure = figures.curves({"one": ([1, 2, 3], [1.0, 2.0, 3.0])}, "n", "value")
+    assert all(tick == int(tick) for tick in figure.axes[0].get_xticks())
+    plt.close(figure)
+
+
+def test_gaps_hang_from_the_ceiling():
+    figure = figures.gaps({"near": -1.25, "far": -3.0}, -1.0, "q")
+    (axis,) = figure.axes
+    assert drawn(axis)["log p(x)"][1] == [-1, -1]
+    assert drawn(axis)["bound"] == ([0, 1], [-1.25, -3])
+    ends = [segment[:, 1].tolist() for segment in axis.collections[0].get_segments()]
+    assert ends == [[-1.25, -1], [-3, -1]]
+    assert [text.get_text() for text in axis.texts] == ["gap 0.25", "gap 2.00"]
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["near", "far"]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("q", "nats")
+    assert legend(axis) == ["log p(x)", "bound"]
+    plt.close(figure)
+
+
+def test_ellipses_are_lines_of_equal_density():
+    mu, cov = torch.tensor([1.0, -2.0]).double(), torch.tensor([[2.0, 0.6], [0.6, 0.5]]).double()
+    gaussian = torch.distributions.MultivariateNormal(mu, cov)
+    figure = figures.ellipses({"p": (mu, cov), "q": (-mu, cov)}, "first", "second")
+    (axis,) = figure.axes
+    inner, outer, center = (torch.tensor(line.get_xydata()).double() for line in axis.lines[:3])
+    assert torch.equal(center, mu[None])
+    for line, below in ((inner, 0.5), (outer, 2.0)):
+        depth = gaussian.log_prob(mu) - gaussian.log_prob(line)
+        torch.testing.assert_close(depth, torch.full_like(depth, below))
+    assert legend(axis) == ["p", "q"]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("first", "second")
+    assert axis.get_aspect() == 1
+    plt.close(figure)
+
+
+def test_contours_are_lines_of_equal_height_with_labels_inside_the_axes():
+    x, y = torch.linspace(-3, 3, 61), torch.linspace(-2, 4, 81)
+    surfaces = {"bowl": x.square() + y.square()[:, None], "slope": x + 2 * y[:, None]}
+    figure = figures.contours(x, y, surfaces, [1, 4, 8], "x", "y")
+    figure.canvas.draw()
+    assert [axis.get_title() for axis in figure.axes] == ["bowl", "slope"]
+    assert [axis.get_xlabel() for axis in figure.axes] == ["x", "x"]
+    assert figure.axes[0].get_ylabel() == "y"
+    heights = (lambda x, y: x**2 + y**2, lambda x, y: x + 2 * y)
+    for axis, height in zip(figure.axes, heights, strict=True):
+        (lines,) = [lines for lines in axis.collections if lines.get_visible()]
+        assert list(lines.levels) == [1, 4, 8]
+        for level, path in zip(lines.levels, lines.get_paths(), strict=True):
+            assert height(*path.vertices.T) == pytest.approx(level, abs=0.01)
+        assert {label.get_text() for label in axis.texts} == {"1", "4", "8"}
+        frame = axis.get_window_extent()
+        for label in axis.texts:
+            box = label.get_window_extent()
+            assert frame.contains(box.x0, box.y0)
+            assert frame.contains(box.x1, box.y1)
+            assert height(*label.get_position()) == pytest.approx(float(label.get_text()), abs=0.05)
+    plt.close(figure)
+
+
+def test_areas_are_the_joint_probabilities():
+    prior = {"rain": 0.25, "dry": 0.75}
+    likelihood = {"rain": {"wet": 0.9, "not": 0.1}, "dry": {"wet": 0.2, "not": 0.8}}
+    figure = figures.areas(prior, likelihood)
+    (axis,) = figure.axes
+    boxes = [box.get_bbox() for box in axis.patches]
+    joint = [prior[z] * p for z, effects in likelihood.items() for p in effects.values()]
+    assert [box.width * box.height for box in boxes] == pytest.approx(joint)
+    assert [box.x0 for box in boxes] == pytest.approx([0, 0, 0.25, 0.25])
+    assert [box.y0 for box in boxes] == pytest.approx([0, 0.9, 0, 0.2])
+    for text, box, area in zip(axis.texts, boxes, joint, strict=True):
+        assert text.get_text().endswith(f"= {area:.2f}")
+        assert box.contains(*text.get_position())
+    labels = [tick.get_text() for tick in axis.get_xticklabels()]
+    assert labels == ["rain, 0.25", "dry, 0.75"]
+    assert axis.get_xlim() == axis.get_ylim() == (0, 1)
+    plt.close(figure)
+
+
+def test_beliefs_stand_beside_the_rows_that_are_seen():
+    images, beliefs = some_images(2), torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.5, 0.0]])
+    figure = figures.beliefs(images, [7, 28], beliefs)
+    pairs = np.array(figure.axes).reshape(2, 2)
+    for (left, right), image, rows, belief in zip(pairs, images, [7, 28], beliefs, strict=True):
+        assert contains(np.asarray(left.images[0].get_array()), image[0].double().numpy())
+        (cover,) = left.patches
+        assert cover.get_y() - 0.5 == rows  # below the line around the image
+        assert cover.get_height() == 28 - rows + 0.5
+        assert left.get_title() == f"{rows} rows seen"
+        assert [bar.get_height() for bar in right.patches] == belief.tolist()
+        assert right.get_ylabel() == "p(z | x)"
+        assert right.get_ylim() == (0, 1)
+    assert right.get_xlabel() == "class z"
+    plt.close(figure)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vae_book.likelihoods import Bernoulli
+from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
 from vae_book.models import VAE
 from vae_book.reparameterization import reparameterize
 
@@ -81,6 +81,39 @@ def test_images_of_any_shape(shape):
     assert params.shape == (5, *shape)
     assert mu.shape == log_var.shape == (5, 2)
     assert model.sample(4).shape == (4, *shape)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4), (3, 4, 2)])
+@pytest.mark.parametrize(
+    ("likelihood", "per_pixel"),
+    [
+        (Bernoulli(), 1),
+        (ContinuousBernoulli(), 1),
+        (Gaussian(0.3), 1),
+        (Gaussian(0.3, "shared"), 1),
+        (Gaussian(0.3, "pixel"), 2),
+    ],
+)
+def test_the_decoder_gives_each_pixel_the_numbers_that_its_likelihood_asks_for(
+    likelihood, per_pixel, shape
+):
+    model = small(image_shape=shape, likelihood=likelihood)
+    params, *_ = model(images(5, shape), torch.zeros(7, 5, 2))
+    channels, *size = shape
+    assert params.shape == (7, 5, per_pixel * channels, *size)
+    assert likelihood.log_prob(images(5, shape).round(), params).shape == (7, 5)
+    for pixels in (False, True):
+        assert model.sample(4, seeded(), pixels=pixels).shape == (4, *shape)
+    z = torch.randn(4, 2, generator=seeded())
+    means = likelihood.mean(model.decode(z)).detach()
+    torch.testing.assert_close(model.sample(4, seeded()), means)
+
+
+def test_a_variance_that_is_learned_is_a_part_of_the_model():
+    model = small(likelihood=Gaussian(0.3, "shared"))
+    assert "likelihood.shared" in dict(model.named_parameters())
+    assert model.double().likelihood.shared.dtype == torch.float64
+    assert "likelihood.shared" not in dict(small(likelihood=Gaussian(0.3)).named_parameters())
 
 
 @pytest.mark.usefixtures("shapes_unchecked")

@@ -13,7 +13,7 @@ import torch
 from vae_book.checkpoints import read_checkpoint
 from vae_book.data import Images, load_mnist
 from vae_book.evaluation import test_bound
-from vae_book.likelihoods import Bernoulli
+from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, optimal_variance
 from vae_book.models import VAE
 from vae_book.training import History, fit
 
@@ -45,9 +45,9 @@ def one_thread():
 class Spy(VAE):
     """A VAE that remembers what went in and out, and can fail at one of its calls."""
 
-    def __init__(self, fail_at=None):
+    def __init__(self, fail_at=None, **options):
         torch.manual_seed(0)
-        super().__init__(latent=3, hidden=6)
+        super().__init__(latent=3, hidden=6, **options)
         self.calls, self.fail_at = [], fail_at
 
     def forward(self, x, eps):
@@ -90,7 +90,8 @@ def timeless(history):
 
 
 @pytest.mark.equation("eq-loss", route="autograd on formulas, Adam by hand", abs=1e-13)
-def test_steps_are_adam_on_the_mean_negative_elbo(agree):
+@pytest.mark.parametrize("options", [{}, {"n_samples": 1}, {"n_samples": 3}])
+def test_steps_are_adam_on_the_mean_negative_elbo(agree, options):
     """Two epochs agree with autograd on the written-out loss and a written-out Adam.
 
     In float64, where even the factor by which a loss is scaled shows: Adam divides it out but for
@@ -98,20 +99,21 @@ def test_steps_are_adam_on_the_mean_negative_elbo(agree):
     """
     spy = Spy().double()
     weights = {k: v.clone().requires_grad_() for k, v in spy.state_dict().items()}
-    fit(spy, gray(dtype=torch.float64), epochs=2, **SETTINGS)
+    fit(spy, gray(dtype=torch.float64), epochs=2, **SETTINGS, **options)
 
     first = {k: torch.zeros_like(v) for k, v in weights.items()}
     second = {k: torch.zeros_like(v) for k, v in weights.items()}
     assert [len(x) for x, *_ in spy.calls] == [4, 4, 2] * 2
     for step, (x, eps, *_) in enumerate(spy.calls, start=1):
+        assert eps.shape == (options.get("n_samples", 1), len(x), 3)
         w = weights
         h = (x.flatten(1) @ w["encoder.1.weight"].T + w["encoder.1.bias"]).clamp(min=0)
         mu = h @ w["to_mu.weight"].T + w["to_mu.bias"]
         log_var = h @ w["to_log_var.weight"].T + w["to_log_var.bias"]
         z = mu + log_var.exp().sqrt() * eps
         h = (z @ w["decoder.0.weight"].T + w["decoder.0.bias"]).clamp(min=0)
-        logits = (h @ w["decoder.2.weight"].T + w["decoder.2.bias"]).view(x.shape)
-        loss = (cross_entropy(x, logits) + kl(mu, log_var)).mean()
+        logits = (h @ w["decoder.2.weight"].T + w["decoder.2.bias"]).view(-1, *x.shape)
+        loss = (cross_entropy(x, logits).mean(0) + kl(mu, log_var)).mean()
         gradients = torch.autograd.grad(loss, list(w.values()))
         with torch.no_grad():
             for name, g in zip(w, gradients, strict=True):
@@ -124,12 +126,14 @@ def test_steps_are_adam_on_the_mean_negative_elbo(agree):
 
 
 @pytest.mark.equation("eq-loss", route="formulas in float64 for each image", rel=1e-6)
-def test_history_is_the_mean_over_images_of_what_each_step_saw(agree):
+@pytest.mark.parametrize("n_samples", [1, 3])
+def test_history_is_the_mean_over_images_of_what_each_step_saw(agree, n_samples):
     spy = Spy()
-    history = fit(spy, gray(), epochs=2, **SETTINGS)
+    history = fit(spy, gray(), epochs=2, n_samples=n_samples, **SETTINGS)
     for epoch, calls in enumerate(epochs_of(spy)):
         wide = [[t.double() for t in call] for call in calls]
-        reconstruction = torch.cat([cross_entropy(x, logits) for x, _, logits, *_ in wide])
+        reconstruction = [cross_entropy(x, logits).mean(0) for x, _, logits, *_ in wide]
+        reconstruction = torch.cat(reconstruction)
         divergence = torch.cat([kl(mu, log_var) for *_, mu, log_var in wide])
         assert len(reconstruction) == N
         agree(history.reconstruction[epoch], reconstruction.mean())
@@ -140,6 +144,33 @@ def test_history_is_the_mean_over_images_of_what_each_step_saw(agree):
     assert min(history.seconds) > 0
     assert history.held_out == []
     assert history.device.startswith("CPU")
+
+
+@pytest.mark.parametrize("min_sigma", [0.0, 0.1])
+def test_the_shared_variance_is_trained_to_the_mean_squared_error(min_sigma):
+    """With a decoder that stays as it is, and gives one image for every z."""
+    likelihood = Gaussian(0.6, "shared", min_sigma=min_sigma)
+    spy, data = Spy(likelihood=likelihood), gray()
+    assert any(parameter is likelihood.shared for parameter in spy.parameters())
+    spy.requires_grad_(False).decoder[0].weight.zero_()
+    likelihood.shared.requires_grad_()
+    fit(spy, data, epochs=150, lr=0.05)
+    mean = likelihood.mean(spy.decode(torch.zeros(N, 3)))
+    variance = likelihood.log_var(mean).exp()
+    assert variance.item() == pytest.approx(optimal_variance(data.images, mean).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [ContinuousBernoulli(), Gaussian(0.5), Gaussian(0.5, "shared"), Gaussian(0.5, "pixel")],
+    ids=str,
+)
+def test_learning_with_a_density_of_gray_levels_moves_every_parameter(likelihood):
+    model = tiny(likelihood=likelihood)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    history = fit(model, gray(), epochs=30, n_samples=2, **SETTINGS)
+    assert history.loss[-1] < history.loss[0]
+    assert not [k for k, weight in model.named_parameters() if torch.equal(weight, before[k])]
 
 
 # The order of the images and the noise ------------------------------------------------------------
@@ -159,11 +190,12 @@ def test_a_batch_larger_than_the_data_is_one_step():
     assert [sorted(who(x)) for x, *_ in spy.calls] == [list(range(N))]
 
 
-def test_noise_is_standard_normal_and_never_used_twice():
+@pytest.mark.parametrize("n_samples", [1, 2])
+def test_noise_is_standard_normal_and_never_used_twice(n_samples):
     spy = Spy()
-    fit(spy, gray(), epochs=100, **SETTINGS)
-    eps = torch.cat([eps for _, eps, *_ in spy.calls])
-    assert eps.shape == (100 * N, 3)
+    fit(spy, gray(), epochs=100, n_samples=n_samples, **SETTINGS)
+    eps = torch.cat([eps for _, eps, *_ in spy.calls], dim=1)
+    assert eps.shape == (n_samples, 100 * N, 3)
     assert eps.unique().numel() > 0.99 * eps.numel()  # float32 holds a few equal pairs
     assert abs(eps.mean()) < 4 / eps.numel() ** 0.5
     assert abs(eps.var() - 1) < 4 * (2 / eps.numel()) ** 0.5
@@ -186,7 +218,8 @@ def test_seed_governs_both_order_and_noise():
     def first_epoch(seed):
         spy = Spy()
         fit(spy, gray(), epochs=1, **{**SETTINGS, "seed": seed})
-        return [i for x, *_ in spy.calls for i in who(x)], torch.cat([e for _, e, *_ in spy.calls])
+        eps = torch.cat([eps for _, eps, *_ in spy.calls], dim=1)
+        return [i for x, *_ in spy.calls for i in who(x)], eps
 
     (order, eps), (other_order, other_eps) = first_epoch(0), first_epoch(1)
     assert order != other_order
@@ -317,13 +350,23 @@ def test_a_checkpoint_is_ignored_unless_resume_asks_for_it(tmp_path):
         ({"batch_size": 5}, "batch_size was 4 and is now 5"),
         ({"lr": 1e-2}, "lr was 0.003 and is now 0.01"),
         ({"seed": 6}, "seed was 5 and is now 6"),
+        ({"n_samples": 2}, "n_samples was 1 and is now 2"),
         ({"resample": True}, "resample was False and is now True"),
         ({"held_out": gray(5)}, "held_out was None and is now 5"),
         ({"data": gray(11)}, "images was 10 and is now 11"),
         ({"data": replace(gray(), source="other")}, "source was 'random' and is now 'other'"),
         ({"model": tiny(latent=2)}, "latent was 3 and is now 2"),
         ({"model": tiny(hidden=7)}, "hidden was 6 and is now 7"),
-        ({"model": tiny(likelihood=Bernoulli())}, "likelihood was {'relaxed': True} and is now"),
+        (
+            {"model": tiny(likelihood=Bernoulli())},
+            "likelihood was {'kind': 'Bernoulli', 'relaxed': True} and is now "
+            "{'kind': 'Bernoulli', 'relaxed': False}",
+        ),
+        (
+            {"model": tiny(likelihood=ContinuousBernoulli())},
+            "and is now {'kind': 'ContinuousBernoulli'}",
+        ),
+        ({"model": tiny(likelihood=Gaussian(0.5))}, "and is now {'kind': 'Gaussian', 'sigma': 0.5"),
     ],
 )
 def test_resume_refuses_another_run(tmp_path, changed, message):
@@ -354,6 +397,7 @@ def test_a_number_of_numpy_does_not_spoil_the_checkpoint(tmp_path):
         ({"lr": 0.0}, "lr: .*got 0"),
         ({"lr": math.nan}, "lr: .*got nan"),
         ({"lr": math.inf}, "lr: .*got inf"),
+        ({"n_samples": 0}, "n_samples: expected a positive number, got 0"),
         ({"seed": -1}, "seed: .*-1"),
         ({"data": gray(0)}, "data: .*none"),
         ({"data": replace(gray(), images=gray().images.to("meta"))}, "data: .*meta.*cpu"),
