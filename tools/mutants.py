@@ -115,7 +115,11 @@ MUTANTS = {
         "torch.exp(log_var) * eps",
     ),
     ("08", "no noise"): ("reparameterization.py", "torch.exp(0.5 * log_var) * eps", "0 * eps"),
-    ("08", "mean over pixels"): ("likelihoods.py", "cross_entropy.sum(", "cross_entropy.mean("),
+    ("08", "mean over pixels"): (
+        "likelihoods.py",
+        "return -_cross_entropy(x, params).sum(",
+        "return -_cross_entropy(x, params).mean(",
+    ),
     ("08", "gradient of the mean cut"): (
         "models.py",
         "reparameterize(mu, log_var, eps)",
