@@ -257,7 +257,7 @@ def ellipses(
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(WIDTH, 3.8))
         for (name, (mu, cov)), (color, dashes, marker) in zip(
-            gaussians.items(), CYCLE, strict=False
+            gaussians.items(), cycle(CYCLE), strict=False
         ):
             factor, center = np.linalg.cholesky(cov.numpy()), mu.numpy()[:, None]
             for size in (1, 2):

@@ -142,11 +142,12 @@ def test_shapes_that_do_not_fit_the_factor_are_refused(shapes):
 
 
 @pytest.mark.parametrize("above", [1e-9, float("nan")])
-def test_a_factor_with_something_above_its_diagonal_is_refused(above):
-    scale = torch.eye(3)
-    scale[0, 2] = above
+@pytest.mark.parametrize("entry", [(0, 1), (0, 2), (1, 2)])
+def test_a_factor_with_something_above_its_diagonal_is_refused(above, entry):
+    scale = torch.eye(3).repeat(2, 1, 1)
+    scale[1][entry] = above
     with pytest.raises(ValueError, match=r"^scale: .*lower-triangular.*cholesky"):
-        reparameterize_full(torch.zeros(3), scale, torch.zeros(3))
+        reparameterize_full(torch.zeros(2, 3), scale, torch.zeros(2, 3))
 
 
 # Both estimators ----------------------------------------------------------------------------------
