@@ -372,6 +372,8 @@ def ppca(x: Float[Tensor, "n D"], latent: int, sigma: float) -> LinearGaussian:
         ValueError: there are fewer than two data points, one holds a NaN, or latent or sigma is
             out of range.
     """
+    if x.ndim != 2:
+        raise ValueError(f"x: expected shape (n, D), got {tuple(x.shape)}")
     enough_draws(x=x)
     if not 1 <= latent <= x.shape[1]:
         raise ValueError(f"latent: expected 1 to {x.shape[1]}, the size of x, got {latent}")

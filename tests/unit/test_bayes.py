@@ -21,6 +21,7 @@ from vae_book.bayes import (
     enumerate_posterior,
     linear_joint,
     naive_log_evidence,
+    ppca,
     quadrature_log_evidence,
 )
 from vae_book.device import seeded
@@ -730,3 +731,72 @@ def test_what_is_no_joint_is_refused(change, message):
     parts |= change
     with refused(message):
         linear_joint(Gaussian(parts["mu"], parts["cov"]), parts["A"], parts["c"], parts["noise"])
+
+
+# Probabilistic PCA
+
+SPREAD = torch.tensor([3.0, 1.5, 0.8, 0.4, 0.1], dtype=torch.float64)
+
+
+def spread_data(n=300):
+    """Correlated data of five numbers, with very different variances."""
+    generator = torch.Generator().manual_seed(3)
+    turn, _ = torch.linalg.qr(torch.randn(5, 5, generator=generator).double())
+    return torch.randn(n, 5, generator=generator).double() * SPREAD @ turn.T + torch.arange(5)
+
+
+@pytest.mark.equation("eq-ppca", route="scipy.optimize over all W and b", abs=1e-6)
+def test_ppca_makes_the_data_most_probable(agree):
+    x, sigma = spread_data(), 0.9
+
+    def negative(flat):
+        parameters = torch.tensor(flat, requires_grad=True)
+        W, b = parameters[:10].reshape(5, 2), parameters[10:]
+        value = -LinearGaussian(W, b, sigma).log_evidence(x).mean()
+        (gradient,) = torch.autograd.grad(value, parameters)
+        return value.item(), gradient.numpy()
+
+    start = np.random.default_rng(0).normal(size=15)
+    found = minimize(negative, start, jac=True, method="BFGS", options={"gtol": 1e-9})
+    agree(ppca(x, 2, sigma).log_evidence(x).mean(), -found.fun)
+
+
+@pytest.mark.equation("eq-ppca-rate", route="variances of the data by numpy's SVD", rel=1e-10)
+@pytest.mark.parametrize(("latent", "sigma"), [(2, 0.9), (5, 0.9), (5, 2.0), (3, 0.05)])
+def test_ppca_posteriors_cost_what_exceeds_the_noise(agree, latent, sigma):
+    x = spread_data()
+    q = ppca(x, latent, sigma).posterior(x)
+    kl = gaussian_kl_full(q.mu, q.cov, torch.zeros(latent).double(), torch.eye(latent).double())
+    centered = x.numpy() - x.numpy().mean(0)
+    variances = np.linalg.svd(centered, compute_uv=False)[:latent] ** 2 / len(x)
+    agree(kl.mean(), np.log(np.maximum(variances / sigma**2, 1)).sum() / 2)
+
+
+def test_ppca_ignores_what_varies_less_than_the_noise():
+    model = ppca(spread_data(), 5, 0.9)
+    assert ((model.W.norm(dim=0) > 0) == torch.tensor([True, True, False, False, False])).all()
+    assert torch.equal(ppca(spread_data(), 2, 10.0).W, torch.zeros(5, 2).double())
+
+
+def test_ppca_of_one_number_is_the_variance_left_over():
+    x = torch.tensor([[1.0], [2.0], [6.0]]).double()  # variance 14 / 3
+    model = ppca(x, 1, 1.0)
+    torch.testing.assert_close(model.W.square(), torch.tensor([[14 / 3 - 1]]).double())
+    assert model.b.item() == 3
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize(
+    ("x", "latent", "sigma", "message"),
+    [
+        (torch.zeros(1, 3), 1, 1.0, r"x: .*n >= 2"),
+        (torch.tensor([[1.0], [math.nan]]), 1, 1.0, r"x: .*NaN"),
+        (torch.zeros(4), 1, 1.0, r"x: expected shape \(n, D\), got \(4,\)"),
+        (torch.zeros(4, 3), 0, 1.0, r"latent: expected 1 to 3"),
+        (torch.zeros(4, 3), 4, 1.0, r"latent: expected 1 to 3"),
+        (torch.zeros(4, 3), 2, 0.0, r"sigma: expected a positive"),
+    ],
+)
+def test_ppca_refuses_what_it_cannot_fit(x, latent, sigma, message):
+    with pytest.raises(ValueError, match=message):
+        ppca(x, latent, sigma)
