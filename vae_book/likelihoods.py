@@ -49,8 +49,8 @@ class Bernoulli:
     ``Bernoulli(relaxed=True)`` also takes gray levels in [0, 1] and scores them with the same
     formula, the binary cross-entropy, as the classic VAE scripts do. For gray levels that is a
     useful loss but not a density: it does not integrate to one over [0, 1], so its values are
-    not log-likelihoods and compare only with values obtained in the same way.
-    `ContinuousBernoulli` adds what is missing.
+    not log-likelihoods of the gray image. `ContinuousBernoulli` adds what is missing. They are
+    averages of log-likelihoods over binary images drawn from it, equation ``eq-binarized``.
     """
 
     relaxed: bool = False
