@@ -17,7 +17,7 @@ import torch
 
 from vae_book.data import DataError, Images, load_mnist
 from vae_book.device import best_device, describe
-from vae_book.evaluation import test_bound
+from vae_book.evaluation import Bound, test_bound
 from vae_book.models import VAE
 from vae_book.training import History, fit
 
@@ -44,18 +44,12 @@ def in_seconds(train: Images, test: Images, draws: int) -> dict:
             histories.append(end.history)
         bounds.append(test_bound(model, test, seed=seed))
     return {
-        "model": "VAE 784-100-10, ReLU, Adam 1e-3, batch 128",
-        "trained_on": f"{train.source}, {len(train)} images",
-        "tested_on": f"{test.source} {test.split}, {len(test)} images",
-        "quantity": bounds[0].protocol.quantity,
-        "pixels": bounds[0].protocol.pixels,
+        **protocol("VAE 784-100-10", train, bounds[0]),
         "draws": draws,
         "epochs": statistics.median(history.epochs for history in histories),
         "seconds": statistics.mean(sum(history.seconds) for history in histories),
-        "seeds": list(SEEDS),
         "held_out": statistics.mean(bound.value for bound in bounds),
         "spread_over_seeds": statistics.stdev(bound.value for bound in bounds),
-        "device": describe(train.images.device),
     }
 
 
@@ -104,21 +98,28 @@ def mlp_bounds(train: Images, test: Images, epochs: tuple[int, ...]) -> list[dic
 def summary(train: Images, epochs: int, runs: list[dict]) -> dict:
     """The mean over seeds with its spread, and everything needed to repeat it."""
     bounds = [run["bound"] for run in runs]
-    protocol = bounds[0].protocol
     return {
-        "model": "VAE 784-400-20, ReLU, Adam 1e-3, batch 128",
-        "trained_on": f"{train.source}, {len(train)} images",
+        **protocol("VAE 784-400-20", train, bounds[0]),
         "epochs": epochs,
-        "quantity": protocol.quantity,
-        "pixels": protocol.pixels,
-        "tested_on": f"{protocol.source} {protocol.split}, {protocol.n_images} images",
-        "seeds": list(SEEDS),
         "test": statistics.mean(bound.value for bound in bounds),
         "test_standard_error": statistics.mean(bound.standard_error for bound in bounds),
         "test_spread_over_seeds": statistics.stdev(bound.value for bound in bounds),
         "train": statistics.mean(run["train"] for run in runs),
         "minutes": statistics.mean(run["minutes"] for run in runs),
-        "device": describe(train.images.device),
+    }
+
+
+def protocol(network: str, train: Images, bound: Bound) -> dict:
+    """What a number was measured on and how."""
+    tested = bound.protocol
+    return {
+        "model": f"{network}, ReLU, Adam 1e-3, batch 128",
+        "trained_on": f"{train.source}, {len(train)} images",
+        "tested_on": f"{tested.source} {tested.split}, {tested.n_images} images",
+        "quantity": tested.quantity,
+        "pixels": tested.pixels,
+        "seeds": list(SEEDS),
+        "device": tested.device,
     }
 
 

@@ -125,9 +125,7 @@ class ContinuousBernoulli:
 
     def mean(self, params: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The average gray level of each pixel, which is *not* the sigmoid of its logit."""
-        size = params.abs()
-        near = size < NEAR_ZERO
-        small, large = torch.where(near, params, 0.0), torch.where(near, 1.0, size)
+        near, small, large = _around_zero(params)
         # Both terms grow without limit towards zero and almost cancel there: use the series.
         direct = -1 / torch.expm1(-large) - 1 / large
         series = 0.5 + small / 12 - small**3 / 720 + small**5 / 30240 - small**7 / 1209600
@@ -237,10 +235,7 @@ def log_cross_entropy_integral(logits: Float[Tensor, "*shape"]) -> Float[Tensor,
     section 3. For a logit l the integral is tanh(l / 2) / l, which is 1/2 at l = 0, and less
     elsewhere: never 1, so the cross-entropy of gray levels is not a density's.
     """
-    size = logits.abs()
-    near = size < NEAR_ZERO
-    # At zero this is 0/0; each branch of `where` gets harmless numbers for the other's share.
-    small, large = torch.where(near, logits, 0.0), torch.where(near, 1.0, size)
+    near, small, large = _around_zero(logits)
     direct = torch.log(torch.tanh(large / 2) / large)
     series = -(small**2) / 12 + 7 * small**4 / 1440 - 31 * small**6 / 90720
     series = series + 127 * small**8 / 4838400 - math.log(2)
@@ -282,6 +277,17 @@ def bits_per_dimension(nats: float, dimensions: int, levels: int = 1) -> float:
             f"dimensions and levels: expected positive numbers, got {dimensions} and {levels}"
         )
     return nats / (dimensions * math.log(2)) + math.log2(levels)
+
+
+def _around_zero(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which logits are close to zero, these for a series, and the sizes of all others.
+
+    At zero a direct formula is 0/0. So each of the two gets harmless numbers in the other's places,
+    through which a gradient stays finite.
+    """
+    size = logits.abs()
+    near = size < NEAR_ZERO
+    return near, torch.where(near, logits, 0.0), torch.where(near, 1.0, size)
 
 
 def _cross_entropy(x: Tensor, logits: Tensor) -> Tensor:
