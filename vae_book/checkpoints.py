@@ -6,16 +6,19 @@ code.
 
 import inspect
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vae_book.device import best_device
 from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
-from vae_book.models import VAE
+from vae_book.models import CVAE, VAE
 
 LIKELIHOODS = {kind.__name__: kind for kind in (Bernoulli, ContinuousBernoulli, Gaussian)}
+MODELS = {kind.__name__: kind for kind in (VAE, CVAE)}
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,13 @@ class Checkpoint:
     settings: dict
 
     def model(self, device: torch.device | str | None = None) -> VAE:
-        """The trained model, on ``device`` or on the best one."""
-        of_likelihood = dict(self.architecture["likelihood"])
-        likelihood = LIKELIHOODS[of_likelihood.pop("kind")](**of_likelihood)
-        model = VAE(**{**self.architecture, "likelihood": likelihood})
+        """The trained model, on ``device`` or on the best one.
+
+        Raises:
+            ValueError: another version of the package wrote the checkpoint.
+        """
+        arguments = {**self.architecture, "likelihood": _made(self.architecture["likelihood"])}
+        model = _made(arguments)
         model.load_state_dict(self.weights)
         return model.to(best_device() if device is None else device)
 
@@ -106,24 +112,33 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
 
 
 def architecture(model: VAE) -> dict:
-    """The arguments that make a model like this one.
+    """The class and the arguments that make a model like this one.
 
     Raises:
-        ValueError: a checkpoint cannot hold this kind of likelihood.
+        ValueError: a checkpoint cannot hold this kind of model or likelihood.
     """
-    kind = type(model.likelihood)
-    if kind not in LIKELIHOODS.values():  # a subclass would be read back as its parent
+    found = _described("model", model, MODELS)
+    likelihood = _described("likelihood", model.likelihood, LIKELIHOODS)
+    return {**found, "image_shape": list(model.image_shape), "likelihood": likelihood}
+
+
+def _described(name: str, thing: object, kinds: Mapping[str, type]) -> dict:
+    kind = type(thing)
+    if kind not in kinds.values():  # a subclass would be read back as its parent
         raise ValueError(
-            f"checkpoint: expected a model with the likelihood {' or '.join(LIKELIHOODS)}, got "
-            f"{kind.__name__}"
+            f"checkpoint: expected a {name} that is a {' or '.join(kinds)}, got {kind.__name__}"
         )
-    # Each likelihood keeps its arguments under their own names.
-    arguments = {
-        name: getattr(model.likelihood, name) for name in inspect.signature(kind).parameters
-    }
-    return {
-        "latent": model.latent,
-        "hidden": model.hidden,
-        "image_shape": list(model.image_shape),
-        "likelihood": {"kind": kind.__name__, **arguments},
-    }
+    # Each of them keeps its arguments under their own names.
+    arguments = {each: getattr(thing, each) for each in inspect.signature(kind).parameters}
+    return {"kind": kind.__name__, **arguments}
+
+
+def _made(description: dict) -> Any:
+    arguments, kinds = dict(description), {**MODELS, **LIKELIHOODS}
+    kind = arguments.pop("kind", None)
+    if kind not in kinds:
+        raise ValueError(
+            f"checkpoint: expected one of the kinds {', '.join(kinds)}, got {kind}; it was written "
+            "by another version of vae_book, so train the model again"
+        )
+    return kinds[kind](**arguments)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vae_book import parallel
-from vae_book.bounds import elbo_terms
+from vae_book.bounds import condition, elbo_terms
 from vae_book.checkpoints import architecture, read_checkpoint, write_checkpoint
 from vae_book.data import Images, binarize
 from vae_book.device import describe, seeded, standard_normal
@@ -183,7 +183,9 @@ def _train_epoch(
     for batch, noise in zip(order.split(batch_size), eps.split(batch_size, dim=1), strict=True):
         x = data.images[batch]
         x = (binarize(x, generator) if resample else x)[share]
-        terms = elbo_terms(model.likelihood, x, *replica(x, noise[:, share]))
+        y = data.labels[batch][share] if model.conditional else None
+        params, mu, log_var = replica(x, noise[:, share], *condition(model, y))
+        terms = elbo_terms(model.likelihood, x, params, mu, log_var, *model.prior(y))
         loss = -terms.value.sum() * world / len(batch)
         optimizer.zero_grad()
         loss.backward()
@@ -213,6 +215,13 @@ def _check(
                 f"{where.device}; move one of them, for example with "
                 "model.to(data.images.device)"
             )
+        if images is not None and model.conditional:
+            n, labels = len(images), images.labels
+            if labels.shape != (n,) or labels.device != where.device:
+                raise ValueError(
+                    f"{name}: expected labels of shape ({n},) on {where.device}, got "
+                    f"{tuple(labels.shape)} on {labels.device}"
+                )
     seeded(seed)
     if held_out is not None:  # what cannot be measured is refused now, not after an epoch
         try:

@@ -13,13 +13,17 @@ import pytest
 import torch
 from scipy.integrate import trapezoid
 from scipy.special import logsumexp
-from scipy.stats import bernoulli, multinomial, norm
+from scipy.stats import bernoulli, multinomial, multivariate_normal, norm
+from torch.distributions import Normal, kl_divergence
 
+from vae_book import evaluation
 from vae_book.bayes import LinearGaussian
-from vae_book.bounds import Elbo, elbo, elbo_terms, importance_weighted_bound
+from vae_book.bounds import Elbo, condition, elbo, elbo_terms, importance_weighted_bound
+from vae_book.data import Images
 from vae_book.device import seeded
-from vae_book.likelihoods import Bernoulli
-from vae_book.models import VAE
+from vae_book.evaluation import test_bound
+from vae_book.likelihoods import Bernoulli, Gaussian
+from vae_book.models import CVAE, VAE
 from vae_book.monte_carlo import average, log_average
 
 EVERY_IMAGE = torch.tensor(
@@ -32,26 +36,35 @@ def noise(*shape):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def small(latent=1):
+def small(latent=1, kind=VAE, **options):
     """A model whose weights are large enough for its posteriors to be far from the prior."""
+    options = {"hidden": 16, "image_shape": (1, 2, 2), "likelihood": Bernoulli()} | options
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = VAE(latent, hidden=16, image_shape=(1, 2, 2), likelihood=Bernoulli()).double()
-    for weight in model.parameters():
-        weight.data *= 2
+        model = kind(latent, **options).double()
+        for weight in model.parameters():
+            weight.data *= 2
+        if options.get("learned_prior"):
+            torch.nn.init.normal_(model.prior_mu)
+            torch.nn.init.normal_(model.prior_log_var)
     return model
 
 
 @torch.no_grad()
-def log_joint(model):
-    """log p(x, z) of every image (rows) at every z of the grid (columns)."""
-    logits = model.decode(torch.from_numpy(GRID)[:, None]).numpy()
+def log_joint(model, y=None):
+    """log p(x, z), or log p(x, z | y), of every image (rows) at every z of the grid (columns)."""
+    mean, std, given = 0, 1, ()
+    if y is not None:
+        given = (torch.tensor(y),)
+        if model.learned_prior:
+            mean, std = model.prior_mu[y].item(), math.exp(model.prior_log_var[y].item() / 2)
+    logits = model.decode(torch.from_numpy(GRID)[:, None], *given).numpy()
     log_likelihood = bernoulli.logpmf(EVERY_IMAGE.numpy()[:, None], 1 / (1 + np.exp(-logits)))
-    return log_likelihood.sum(axis=(2, 3, 4)) + norm.logpdf(GRID)
+    return log_likelihood.sum(axis=(2, 3, 4)) + norm.logpdf(GRID, mean, std)
 
 
-def log_evidence(model):
-    return logsumexp(log_joint(model), axis=1) + np.log(GRID[1] - GRID[0])
+def log_evidence(model, y=None):
+    return logsumexp(log_joint(model, y), axis=1) + np.log(GRID[1] - GRID[0])
 
 
 @torch.no_grad()
@@ -185,6 +198,201 @@ def test_what_cannot_be_computed_is_refused():
     with pytest.raises(ValueError, match="binarize"):
         elbo(model, EVERY_IMAGE / 2, noise(16, 1))
 
+
+# Given a label ------------------------------------------------------------------------------------
+
+LABELS = torch.arange(16) % 3
+
+
+def given(latent=1, **options):
+    return small(latent, CVAE, classes=3, **options)
+
+
+@torch.no_grad()
+@pytest.mark.equation("eq-conditional-elbo", route="sums over a grid of z, by scipy", abs=5e-4)
+@pytest.mark.parametrize("learned_prior", [False, True])
+def test_given_the_label_bound_and_divergence_add_up_to_the_evidence_given_it(agree, learned_prior):
+    model, n = given(learned_prior=learned_prior), 10_000
+    eps = torch.from_numpy(norm.ppf((np.arange(n) + 0.5) / n)).reshape(n, 1, 1).expand(n, 16, 1)
+    evidence = [log_evidence(model, y) for y in range(3)]
+    for y, log_p in enumerate(evidence):
+        assert np.exp(log_p).sum() == pytest.approx(1, abs=1e-9)  # over all 16 images
+        labels = torch.full((16,), y)
+        bound = elbo(model, EVERY_IMAGE, eps, y=labels).value.numpy()
+        mu, log_var = (parameter.numpy() for parameter in model.encode(EVERY_IMAGE, labels))
+        log_q = norm.logpdf(GRID, mu, np.exp(log_var / 2))
+        log_posterior = log_joint(model, y) - log_p[:, None]
+        divergence = trapezoid(np.exp(log_q) * (log_q - log_posterior), GRID, axis=1)
+        agree(bound + divergence, log_p)
+        assert (bound < log_p).all()
+        assert divergence.max() > 0.1
+    assert abs(evidence[0] - evidence[1]).max() > 0.1  # the label matters
+
+
+@torch.no_grad()
+@pytest.mark.equation("eq-conditional-elbo", route="torch.distributions for each image", rel=1e-10)
+@pytest.mark.parametrize("learned_prior", [False, True])
+def test_each_image_is_scored_given_its_own_label(agree, learned_prior):
+    model, eps = given(latent=3, learned_prior=learned_prior), noise(7, 16, 3)
+    terms = elbo(model, EVERY_IMAGE, eps, y=LABELS)
+    for row, (x, y) in enumerate(zip(EVERY_IMAGE, LABELS, strict=True)):
+        mu, log_var = model.encode(x, y)
+        q, p = Normal(mu, log_var.exp().sqrt()), Normal(torch.zeros_like(mu), 1.0)
+        if learned_prior:
+            p = Normal(model.prior_mu[y], model.prior_log_var[y].exp().sqrt())
+        logits = [model.decode(q.mean + q.stddev * sample, y) for sample in eps[:, row]]
+        scores = [torch.distributions.Bernoulli(logits=z).log_prob(x).sum() for z in logits]
+        kl = kl_divergence(q, p).sum()
+        agree(terms.log_likelihood[row], torch.stack(scores).mean())
+        agree(terms.kl[row], kl)
+        agree(terms.value[row], torch.stack(scores).mean() - kl)
+
+
+def linear_gaussian():
+    """A CVAE with p(x | y) = N(A m_y + B u_y + c, A v A^T + s^2 I), and its exact posterior.
+
+    A pair of ReLU units, relu(t) - relu(-t), passes a number on. Three labels, and one z, for which
+    the exact posterior is a Gaussian with a mean that is linear in x and shifted by y.
+    """
+    model = small(kind=CVAE, classes=3, hidden=4, likelihood=Gaussian(0.7), learned_prior=True)
+    A, B, c, u = (noise(12, 2).T.flatten()[start : start + 4] for start in (0, 4, 8, 12))
+    u, m, v, s2 = u[:3], 2 * noise(3), 0.6, 0.7**2
+    pair = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    precision = A @ A / s2 + 1 / v
+    for weight in model.parameters():
+        weight.data.zero_()
+    model.prior_mu.data[:, 0], model.prior_log_var.data[:] = m, math.log(v)
+    model.decoder[0].weight.data[:2, 0] = pair
+    model.decoder[0].weight.data[2:, 1:] = pair[:, None] * u
+    model.decoder[2].weight.data[:] = torch.cat([A[:, None] * pair, B[:, None] * pair], dim=1)
+    model.decoder[2].bias.data[:] = c
+    w = A / s2 / precision
+    shift = m / v / precision - (u[:, None] * B + c) @ w
+    model.encoder[0].weight.data[:2] = pair[:, None] * torch.cat([w, shift])
+    model.to_mu.weight.data[0, :2] = pair
+    model.to_log_var.bias.data[:] = -precision.log()
+    covariance = v * torch.outer(A, A) + s2 * torch.eye(4, dtype=torch.float64)
+    return model, m[:, None] * A + u[:, None] * B + c, covariance
+
+
+@torch.no_grad()
+@pytest.mark.equation("eq-conditional-elbo", route="log p(x | y), by scipy", abs=1e-9)
+def test_the_bound_reaches_the_evidence_with_the_exact_posterior_and_is_below_it_elsewhere(agree):
+    model, means, covariance = linear_gaussian()
+    n = 12
+    x, y = 2 * noise(n, 1, 2, 2), torch.arange(n) % 3
+    exact = torch.tensor(
+        [
+            multivariate_normal.logpdf(image.flatten(), means[label], covariance)
+            for image, label in zip(x, y, strict=True)
+        ]
+    )
+    # The log-likelihood is a quadratic of eps: its mean over -1 and 1 is the expectation.
+    eps = torch.tensor([-1.0, 1.0], dtype=torch.float64).reshape(2, 1, 1).expand(2, n, 1)
+    agree(elbo(model, x, eps, y=y).value, exact)
+    # Below it by the divergence from the exact posterior, for a q with another mean and variance.
+    posterior = Normal(*_moments(model, x, y))
+    model.to_mu.bias.data += 0.3
+    model.to_log_var.bias.data += 0.5
+    divergence = kl_divergence(Normal(*_moments(model, x, y)), posterior).squeeze(-1)
+    agree(elbo(model, x, eps, y=y).value + divergence, exact)
+    assert divergence.min() > 0.05
+
+
+def _moments(model, x, y):
+    mu, log_var = model.encode(x, y)
+    return mu, (log_var / 2).exp()
+
+
+def test_the_gradient_of_the_learned_prior_is_that_of_the_divergence():
+    model = given(latent=2, learned_prior=True)
+    y = LABELS % 2  # no image of the third label
+    elbo(model, EVERY_IMAGE, noise(3, 16, 2), y=y).value.sum().backward()
+    mu, log_var = (each.detach() for each in model.encode(EVERY_IMAGE, y))
+    m, v = model.prior_mu.detach(), model.prior_log_var.detach().exp()
+    for label in range(3):
+        off, var = mu[y == label] - m[label], log_var[y == label].exp()
+        by_mean = (off / v[label]).sum(0)
+        by_log_var = ((var + off**2) / v[label] - 1).sum(0) / 2
+        torch.testing.assert_close(model.prior_mu.grad[label], by_mean)
+        torch.testing.assert_close(model.prior_log_var.grad[label], by_log_var)
+    assert not model.prior_mu.grad[2].any()
+    assert model.prior_mu.grad[:2].all()
+
+
+def test_gradients_given_labels_agree_with_finite_differences():
+    model, eps, step = given(latent=2, learned_prior=True), noise(2, 16, 2), 1e-6
+    elbo(model, EVERY_IMAGE, eps, y=LABELS).value.sum().backward()
+    # The last columns belong to the labels.
+    for name in ("encoder.0.weight", "decoder.0.weight", "prior_mu", "prior_log_var"):
+        weight, values = model.get_parameter(name), []
+        with torch.no_grad():
+            for shift in (step, -2 * step):
+                weight[0, -1] += shift
+                values.append(elbo(model, EVERY_IMAGE, eps, y=LABELS).value.sum().item())
+        slope = (values[0] - values[1]) / (2 * step)
+        assert weight.grad[0, -1].item() == pytest.approx(slope, rel=1e-5)
+        assert abs(slope) > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("learned_prior", [False, True])
+def test_noise_for_a_model_of_labels_comes_from_the_generator(learned_prior):
+    model = given(latent=3, learned_prior=learned_prior).float()
+    x, eps = EVERY_IMAGE.float(), torch.randn(5, 16, 3, generator=seeded(2))
+    expected = elbo(model, x, eps, y=LABELS)
+    drawn = elbo(model, x, y=LABELS, n_samples=5, generator=seeded(2))
+    for one, other in zip(drawn, expected, strict=True):
+        assert torch.equal(one, other)
+    terms = elbo_terms(model.likelihood, x, *model(x, eps, LABELS), *model.prior(LABELS))
+    assert torch.equal(terms.value, expected.value)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("samples", [(), (1,), (4,), (2, 4)])
+@pytest.mark.parametrize("n", [16, 1, 0])
+def test_there_is_one_number_for_each_image_and_label(samples, n):
+    model = given(latent=2, learned_prior=True)
+    terms = elbo(model, EVERY_IMAGE[:n], noise(*samples, n, 2), y=LABELS[:n])
+    assert terms.log_likelihood.shape == terms.kl.shape == terms.value.shape == (n,)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("learned_prior", [False, True])
+def test_labels_go_to_models_that_are_conditioned_on_them(learned_prior):
+    plain, conditional = small(), given(learned_prior=learned_prior)
+    assert condition(plain, None) == ()
+    (passed,) = condition(conditional, LABELS)
+    assert passed is LABELS
+    with pytest.raises(ValueError, match=r"^y: expected None, since a VAE takes no labels"):
+        elbo(plain, EVERY_IMAGE, y=LABELS)
+    with pytest.raises(ValueError, match=r"^y: expected labels, since .* got None"):
+        elbo(conditional, EVERY_IMAGE)
+    wrong = [LABELS + 1, LABELS - 1, LABELS[:15], LABELS[None], LABELS.float(), LABELS > 0]
+    for y in [*wrong, LABELS.tolist(), LABELS.numpy(), 1]:
+        with pytest.raises(ValueError, match=r"^y: expected "):
+            elbo(conditional, EVERY_IMAGE, y=y)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("learned_prior", [False, True])
+def test_held_out_images_are_measured_given_their_labels(monkeypatch, learned_prior):
+    monkeypatch.setattr(evaluation, "CHUNK", 4)
+    model = small(2, CVAE, image_shape=(1, 28, 28), learned_prior=learned_prior).float()
+    x = torch.rand(10, 1, 28, 28, generator=seeded(3)).round()
+    y = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3])
+    bound, draw = test_bound(model, Images(x, y, "noise", "test"), n_samples=2, seed=5), seeded(5)
+    values = [
+        elbo(model, x[part], torch.randn(2, len(x[part]), 2, generator=draw), y=y[part]).value
+        for part in (slice(0, 4), slice(4, 8), slice(8, 10))
+    ]
+    assert bound.value == pytest.approx(-torch.cat(values).mean().item(), rel=1e-6)
+    assert bound.protocol.quantity == "negative ELBO given the label, K=2"
+    shuffled = test_bound(model, Images(x, y.flip(0), "noise", "test"), n_samples=2, seed=5)
+    assert shuffled.value != bound.value
+
+
+# Several draws ------------------------------------------------------------------------------------
 
 # A latent variable with three values: p(x, z) for the observed x, and a q that is not p(z | x).
 JOINT, Q = (0.10, 0.02, 0.05), (0.2, 0.5, 0.3)

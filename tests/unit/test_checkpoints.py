@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from vae_book.checkpoints import LIKELIHOODS, read_checkpoint, write_checkpoint
+from vae_book.checkpoints import LIKELIHOODS, MODELS, read_checkpoint, write_checkpoint
 from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
-from vae_book.models import VAE
+from vae_book.models import CVAE, VAE
 
 HISTORY = {"kl": [1.5], "reconstruction": [2.5], "held_out": [], "seconds": [0.1], "device": "CPU"}
 SETTINGS = {"batch_size": 4, "lr": 1e-3, "seed": 0}
@@ -18,6 +18,12 @@ SETTINGS = {"batch_size": 4, "lr": 1e-3, "seed": 0}
 def small(seed=0, **options):
     torch.manual_seed(seed)
     return VAE(**{"latent": 2, "hidden": 3, "image_shape": (1, 4, 4), **options})
+
+
+def conditional(seed=0, **options):
+    torch.manual_seed(seed)
+    options = {"latent": 2, "hidden": 3, "image_shape": (1, 4, 4), "classes": 4, **options}
+    return CVAE(**options)
 
 
 def stepped(model):
@@ -67,6 +73,36 @@ def test_the_model_comes_back(tmp_path, likelihood, shape):
     assert torch.equal(before, after)  # with the variance that was learned
 
 
+@pytest.mark.parametrize("learned_prior", [False, True])
+@pytest.mark.parametrize(
+    "likelihood",
+    [Bernoulli(), ContinuousBernoulli(), Gaussian(0.3, "shared"), Gaussian(0.3, "pixel")],
+    ids=str,
+)
+def test_a_model_of_labels_comes_back(tmp_path, likelihood, learned_prior):
+    model = conditional(likelihood=likelihood, learned_prior=learned_prior)
+    if learned_prior:
+        torch.nn.init.normal_(model.prior_mu)
+        torch.nn.init.normal_(model.prior_log_var)
+    write_checkpoint(tmp_path / "a.pt", model, stepped(model), HISTORY, SETTINGS)
+    found = read_checkpoint(tmp_path / "a.pt").model("cpu")
+    assert type(found) is CVAE
+    assert (found.classes, found.learned_prior) == (4, learned_prior)
+    assert str(found.likelihood) == str(likelihood)
+    x, eps, y = torch.rand(7, 1, 4, 4), torch.randn(7, 2), torch.arange(7) % 4
+    for before, after in zip(
+        [*model(x, eps, y), *model.prior(y)], [*found(x, eps, y), *found.prior(y)], strict=True
+    ):
+        assert torch.equal(torch.as_tensor(before), torch.as_tensor(after))
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_arguments_of_numpy_do_not_spoil_the_checkpoint(tmp_path):
+    model = conditional(classes=np.int64(4), learned_prior=np.bool_(True))
+    write_checkpoint(tmp_path / "a.pt", model, stepped(model), HISTORY, SETTINGS)
+    assert read_checkpoint(tmp_path / "a.pt").model("cpu").classes == 4
+
+
 def test_the_model_goes_where_it_is_asked_to(written):
     path, *_ = written
     assert next(read_checkpoint(path).model("meta").parameters()).device.type == "meta"
@@ -103,6 +139,13 @@ def test_the_file_holds_numbers_and_no_code(written):
     content = torch.load(path, weights_only=True)
     assert content["history"] == HISTORY
     assert content["settings"] == SETTINGS
+    assert content["architecture"] == {
+        "kind": "VAE",
+        "latent": 2,
+        "hidden": 3,
+        "image_shape": [1, 4, 4],
+        "likelihood": {"kind": "Bernoulli", "relaxed": True},
+    }
     assert content["weights"].keys() == model.state_dict().keys()
 
 
@@ -194,3 +237,49 @@ def test_a_likelihood_that_would_be_read_back_as_another_is_refused(tmp_path):
         assert LIKELIHOODS[kind.__name__] is kind
         assert f" {kind.__name__}" in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("base", [VAE, CVAE])
+def test_a_model_that_would_be_read_back_as_another_is_refused(tmp_path, base):
+    class Deeper(base):
+        pass
+
+    model = Deeper(latent=2, hidden=3)
+    with pytest.raises(
+        ValueError, match=r"^checkpoint: expected a model that is a VAE or CVAE, got Deeper"
+    ):
+        write_checkpoint(tmp_path / "run.pt", model, stepped(model), {}, SETTINGS)
+    assert MODELS == {"VAE": VAE, "CVAE": CVAE}
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [None, "HierarchicalVAE"])
+@pytest.mark.parametrize("part", ["model", "likelihood"])
+def test_a_checkpoint_of_another_version_is_refused_with_what_to_do(written, part, kind):
+    path, *_ = written
+    content = torch.load(path, weights_only=True)
+    described = content["architecture"] if part == "model" else content["architecture"][part]
+    del described["kind"]
+    if kind:
+        described["kind"] = kind
+    torch.save(content, path)
+    checkpoint = read_checkpoint(path)
+    with pytest.raises(ValueError, match=f"^checkpoint: .*VAE, CVAE.* got {kind}; .* train") as got:
+        checkpoint.model("cpu")
+    assert "another version" in str(got.value)
+    model = small(seed=1)
+    optimizer, before = torch.optim.Adam(model.parameters()), model.to_mu.weight.clone()
+    with pytest.raises(ValueError, match=r"^resume: the checkpoint comes from another run"):
+        checkpoint.restore(model, optimizer, SETTINGS)
+    assert torch.equal(model.to_mu.weight, before)
+
+
+def test_a_run_of_one_model_is_not_gone_on_with_by_another(written):
+    path, *_ = written
+    model = conditional()
+    with pytest.raises(ValueError, match=r"^resume: ") as error:
+        read_checkpoint(path).restore(model, torch.optim.Adam(model.parameters()), SETTINGS)
+    assert (
+        "(classes was None and is now 4; kind was 'VAE' and is now 'CVAE'; "
+        "learned_prior was None and is now False)" in str(error.value)
+    )

@@ -6,13 +6,23 @@ import statistics
 import pytest
 import torch
 from scipy.stats import f
-from torch.distributions import Bernoulli, Normal, kl_divergence
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Independent,
+    MixtureSameFamily,
+    Normal,
+    kl_divergence,
+)
+from torch.nn.functional import one_hot
 
 from vae_book import evaluation
 from vae_book.data import Images
 from vae_book.device import describe
-from vae_book.evaluation import test_bound
-from vae_book.models import VAE
+from vae_book.evaluation import class_log_bounds, class_posterior, test_bound
+from vae_book.likelihoods import Bernoulli as BlackAndWhite
+from vae_book.models import CVAE, VAE
+from vae_book.monte_carlo import average
 
 
 def data(n=10, seed=0, binary=False):
@@ -150,3 +160,112 @@ def test_needs_two_images_and_a_sample(model):
             test_bound(model, data(n))
     with pytest.raises(ValueError, match="n_samples"):
         test_bound(model, data(), n_samples=0)
+
+
+# Every label -------------------------------------------------------------------------------------
+
+
+def small_cvae(latent=1, shape=(1, 3, 4), **options):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return CVAE(latent, 8, shape, BlackAndWhite(), classes=3, **options).double()
+
+
+def small_images(n=5):
+    return torch.rand(n, 1, 3, 4, generator=torch.Generator().manual_seed(1)).round().double()
+
+
+@torch.no_grad()
+@pytest.mark.equation(
+    "eq-conditional-elbo", route="torch.distributions for each image and label", rel=1e-9
+)
+def test_every_label_is_bounded_with_the_same_noise(agree, monkeypatch):
+    monkeypatch.setattr(evaluation, "CHUNK", 3)
+    model, x = small_cvae(latent=2, learned_prior=True), small_images()
+    model.prior_mu.normal_(generator=torch.Generator().manual_seed(2))
+    bounds = class_log_bounds(model, x, n_samples=4, seed=5)
+
+    draw = torch.Generator().manual_seed(5)
+    noise = torch.cat([torch.randn(4, n, 2, generator=draw) for n in (3, 2)], dim=1)
+    expected = torch.zeros(5, 3, dtype=torch.double)
+    for row, image in enumerate(x):
+        for label in range(3):
+            y = torch.tensor(label)
+            mu, log_var = model.encode(image, y)
+            q = Normal(mu, (log_var / 2).exp())
+            prior = Normal(model.prior_mu[label], (model.prior_log_var[label] / 2).exp())
+            scores = [
+                Bernoulli(logits=model.decode(q.mean + q.stddev * eps, y)).log_prob(image).sum()
+                for eps in noise[:, row].double()
+            ]
+            expected[row, label] = sum(scores) / 4 - kl_divergence(q, prior).sum()
+    agree(bounds, expected)
+
+
+def exact_cvae(**options):
+    """A model whose bounds touch, since z says nothing, and p(x | y), which is Bernoulli."""
+    model = small_cvae(**options).requires_grad_(False)
+    model.decoder[0].weight[:, 0] = 0
+    model.decoder[2].weight *= 10  # so that the labels differ
+    for layer in (model.to_mu, model.to_log_var):
+        layer.weight.zero_()
+        layer.bias.zero_()
+    logits = model.decode(torch.zeros(3, 1).double(), torch.arange(3))
+    return model, Independent(Bernoulli(logits=logits), 3)
+
+
+@pytest.mark.equation(
+    "eq-label-mixture", route="torch.distributions.MixtureSameFamily, bounds that touch", rel=1e-9
+)
+def test_the_mixture_over_labels_is_the_evidence_where_the_bounds_touch(agree):
+    (model, given_label), x = exact_cvae(), small_images()
+    mixture = MixtureSameFamily(Categorical(probs=torch.ones(3).double()), given_label)
+    agree(class_posterior(class_log_bounds(model, x)).log_evidence, mixture.log_prob(x))
+
+
+@pytest.mark.equation(
+    "eq-class-posterior", route="which labels made the image, over draws", standard_errors=4
+)
+def test_the_class_posterior_is_how_often_each_label_made_the_image(agree):
+    model, _ = exact_cvae(shape=(1, 1, 3))
+    draw = torch.Generator().manual_seed(3)
+    labels = torch.randint(3, (100_000,), generator=draw)
+    drawn = model.sample(len(labels), draw, y=labels, pixels=True)
+    x = torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 0.0]]).double().reshape(2, 1, 1, 3)
+    posterior = class_posterior(class_log_bounds(model, x)).log_posterior.exp()
+    for image, expected in zip(x, posterior, strict=True):
+        made_it = labels[(drawn == image).flatten(1).all(1)]
+        agree(average(one_hot(made_it, 3).double()), expected)
+    assert (posterior[0] - posterior[1]).abs().max() > 0.05  # the images say something
+
+
+def test_the_mixture_is_a_bound_on_the_evidence_by_quadrature():
+    model, x = small_cvae(), small_images()
+    model.decoder[0].weight.data[:, 0] *= 5  # so that z matters, and the bounds do not touch
+    z = torch.linspace(-8, 8, 4001).double()
+    with torch.no_grad():
+        evidence = torch.zeros(5).double()
+        for label in range(3):
+            pixels = Bernoulli(logits=model.decode(z[:, None], torch.full((4001,), label)))
+            joint = pixels.log_prob(x[:, None]).sum((-3, -2, -1)) + Normal(0, 1).log_prob(z)
+            evidence += torch.trapezoid(joint.exp(), z) / 3
+    bound = class_posterior(class_log_bounds(model, x, n_samples=2000)).log_evidence
+    assert (bound < evidence.log()).all()
+    assert (bound > evidence.log() - 2).all()
+
+
+def test_a_label_is_worth_no_more_than_the_logarithm_of_how_many_there_are():
+    bounds = torch.randn(50, 4, generator=torch.Generator().manual_seed(4)).double() * 20
+    rule = class_posterior(bounds)
+    gain = bounds - rule.log_evidence.unsqueeze(-1)
+    assert gain.max() <= torch.tensor(4.0).log() + 1e-6
+    torch.testing.assert_close(gain, rule.log_posterior + torch.tensor(4.0).double().log())
+
+
+def test_the_bounds_of_all_labels_know_what_they_need():
+    with pytest.raises(ValueError, match="model: expected a CVAE, got a VAE"):
+        class_log_bounds(VAE(1, 8, (1, 3, 4)), torch.zeros(2, 1, 3, 4))
+    with pytest.raises(ValueError, match="n_samples: expected 1 or more, got 0"):
+        class_log_bounds(small_cvae(), small_images(), n_samples=0)
+    with pytest.raises(ValueError, match="log_bounds: expected one label or more"):
+        class_posterior(torch.zeros(3, 0))

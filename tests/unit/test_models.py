@@ -1,11 +1,11 @@
-"""The VAE is the network that the book describes, and its parts do what their names say."""
+"""VAE and CVAE are the networks that the book describes; their parts do what their names say."""
 
 import numpy as np
 import pytest
 import torch
 
 from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
-from vae_book.models import VAE
+from vae_book.models import CVAE, VAE
 from vae_book.reparameterization import reparameterize
 
 PARTS = ("encoder.1", "to_mu", "to_log_var", "decoder.0", "decoder.2")
@@ -19,6 +19,21 @@ def small(**arguments):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return VAE(**{"latent": 2, "hidden": 8, "image_shape": (1, 3, 4)} | arguments)
+
+
+def conditional(**arguments):
+    """A CVAE of three classes; a prior that is learned is as if it had been."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        options = {"latent": 2, "hidden": 8, "image_shape": (1, 3, 4), "classes": 3} | arguments
+        model = CVAE(**options)
+        if model.learned_prior:
+            torch.nn.init.normal_(model.prior_mu)
+            torch.nn.init.normal_(model.prior_log_var)
+        return model
+
+
+LABELS = torch.tensor([2, 0, 1, 1, 0])
 
 
 def images(n=5, shape=(1, 3, 4)):
@@ -180,3 +195,254 @@ def test_samples_on_the_gpu_are_those_of_the_cpu():
     on_cpu, on_gpu = (small().to(device).sample(3, seeded()) for device in ("cpu", "cuda"))
     assert on_gpu.is_cuda
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-4, atol=1e-5)
+
+
+# Given a label ------------------------------------------------------------------------------------
+
+
+def test_the_label_adds_its_classes_to_both_inputs_and_nothing_else():
+    plain, given = ({k: tuple(w.shape) for k, w in m().named_parameters()} for m in (VAE, CVAE))
+    plain["encoder.0.weight"], plain["encoder.0.bias"] = (400, 784 + 10), (400,)
+    del plain["encoder.1.weight"], plain["encoder.1.bias"]
+    assert given == {**plain, "decoder.0.weight": (400, 20 + 10)}
+    prior = {"prior_mu": (5, 3), "prior_log_var": (5, 3)}
+    model = CVAE(latent=3, classes=5, learned_prior=True)
+    assert prior.items() <= {k: tuple(w.shape) for k, w in model.named_parameters()}.items()
+    assert not torch.cat([model.prior_mu, model.prior_log_var]).any()  # it starts as N(0, I)
+    assert CVAE().likelihood == Bernoulli(relaxed=True)
+    assert CVAE(likelihood=Bernoulli()).likelihood == Bernoulli()
+    assert (CVAE.conditional, VAE.conditional) == (True, False)
+
+
+@pytest.mark.equation(
+    "eq-conditional-encoder", route="layers in numpy, the label's column as a bias", rel=1e-12
+)
+@pytest.mark.parametrize("learned_prior", [False, True])
+def test_the_label_chooses_a_bias_of_the_first_layers(agree, learned_prior):
+    model, x = conditional(learned_prior=learned_prior).double(), images().double()
+    z = torch.randn(5, 2, generator=seeded()).double()
+    weights = {name: weight.detach().numpy() for name, weight in model.named_parameters()}
+
+    def layer(part, value, y=None):
+        weight, bias, inputs = weights[f"{part}.weight"], weights[f"{part}.bias"], value.shape[-1]
+        assert weight.shape[1] == inputs + (0 if y is None else 3)
+        return value @ weight[:, :inputs].T + bias + (0 if y is None else weight[:, inputs + y].T)
+
+    features = np.maximum(layer("encoder.0", x.reshape(5, 12).numpy(), LABELS.numpy()), 0)
+    mu, log_var = model.encode(x, LABELS)
+    agree(mu, layer("to_mu", features))
+    agree(log_var, layer("to_log_var", features))
+    hidden = np.maximum(layer("decoder.0", z.numpy(), LABELS.numpy()), 0)
+    agree(model.decode(z, LABELS), layer("decoder.2", hidden).reshape(5, 1, 3, 4))
+
+
+def test_an_image_is_encoded_by_its_own_label_alone():
+    model, x = conditional().double(), images().double()
+    together = torch.stack(model.encode(x, LABELS))
+    for i, (image, y) in enumerate(zip(x, LABELS, strict=True)):
+        torch.testing.assert_close(together[:, i], torch.stack(model.encode(image, y)))
+    other = torch.stack(model.encode(x, (LABELS + 1) % 3))
+    assert (together != other).any(-1).all()
+
+
+def test_all_samples_of_an_image_are_decoded_by_its_label():
+    model, z = conditional().double(), torch.randn(4, 7, 5, 2, generator=seeded()).double()
+    together = model.decode(z, LABELS)
+    assert together.shape == (4, 7, 5, 1, 3, 4)
+    for i, y in enumerate(LABELS):
+        for sample in range(7):
+            alone = model.decode(z[1, sample, i], y)
+            torch.testing.assert_close(together[1, sample, i], alone)
+    everywhere = LABELS.expand(4, 7, 5)
+    torch.testing.assert_close(model.decode(z, everywhere), together)
+    torch.testing.assert_close(model.decode(z, LABELS[0])[..., 0, :, :, :], together[:, :, 0])
+
+
+def test_forward_with_labels_is_encode_reparameterize_decode():
+    model, x, eps = conditional(), images(), torch.randn(7, 5, 2, generator=seeded())
+    params, mu, log_var = model(x, eps, LABELS)
+    assert torch.equal(torch.stack([mu, log_var]), torch.stack(model.encode(x, LABELS)))
+    assert torch.equal(params, model.decode(reparameterize(mu, log_var, eps), LABELS))
+    # Batches of several axes are the same in another shape.
+    columns = model(x.unsqueeze(1), eps.unsqueeze(2), LABELS.unsqueeze(1))
+    for column, flat in zip(columns, (params, mu, log_var), strict=True):
+        torch.testing.assert_close(column.reshape(flat.shape), flat)
+
+
+@pytest.mark.parametrize("learned_prior", [False, True])
+def test_the_prior_of_each_label(learned_prior):
+    model = conditional(learned_prior=learned_prior)
+    mu, log_var = model.prior(LABELS)
+    if learned_prior:
+        assert torch.equal(mu, model.prior_mu[LABELS])
+        assert torch.equal(log_var, model.prior_log_var[LABELS])
+        assert model.prior(LABELS.expand(4, 5))[0].shape == (4, 5, 2)
+        assert mu.requires_grad
+        assert log_var.requires_grad
+    else:
+        assert (mu, log_var) == model.prior() == small().prior() == (0.0, 0.0)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("kind", ["int8", "int16", "int32", "uint8", "uint16", "uint32"])
+def test_any_whole_numbers_are_labels(kind):
+    model = conditional(classes=300, learned_prior=True)  # more than fit into eight bits
+    x, z, y = images(), torch.zeros(5, 2), 60 * LABELS
+    other = y.to(getattr(torch, kind))
+    assert torch.equal(torch.stack(model.encode(x, other)), torch.stack(model.encode(x, y)))
+    assert torch.equal(model.decode(z, other), model.decode(z, y))
+    assert torch.equal(torch.stack(model.prior(other)), torch.stack(model.prior(y)))
+    assert torch.equal(model.sample(5, seeded(), y=other), model.sample(5, seeded(), y=y))
+
+
+WRONG = [
+    (LABELS + 1, "labels from 0 to 2, got 3"),
+    (LABELS - 1, "labels from 0 to 2, got -1"),
+    (LABELS.float(), "whole numbers, got torch.float32"),
+    (LABELS > 0, "whole numbers, got torch.bool"),
+    (LABELS * 1j, "whole numbers, got torch.complex64"),
+    (LABELS[:4], r"\(4,\)"),
+    (torch.cat([LABELS, LABELS]), r"\(10,\)"),
+    (LABELS[:, None], r"\(5, 1\)"),
+    (LABELS[None], r"\(1, 5\)"),
+    (LABELS[:0], r"\(0,\)"),
+]
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("learned_prior", [False, True])
+@pytest.mark.parametrize(("y", "message"), WRONG)
+def test_labels_that_do_not_fit_are_refused(y, message, learned_prior):
+    model, z = conditional(learned_prior=learned_prior), torch.zeros(5, 2)
+    calls = [
+        lambda: model.encode(images(), y),
+        lambda: model.decode(z, y),
+        lambda: model.decode(z.expand(7, 4, 5, 2), y),
+        lambda: model(images(), z, y),
+        lambda: model.sample(5, y=y),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=f"^y: expected .*{message}"):
+            call()
+
+
+def test_labels_of_more_axes_than_z_are_told_the_axes_of_z():
+    with pytest.raises(ValueError, match=r"^y: .* shape \(5,\), got \(1, 5\)"):
+        conditional().decode(torch.zeros(5, 2), LABELS[None])
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("y", [None, LABELS.tolist(), LABELS.numpy(), 1])
+def test_labels_that_are_no_tensor_are_refused(y):
+    model, z = conditional(learned_prior=True), torch.zeros(5, 2)
+    for call in [
+        lambda: model.encode(images(), y),
+        lambda: model.decode(z, y),
+        lambda: model(images(), z, y),
+        lambda: model.prior(y),
+    ]:
+        name = type(y).__name__
+        with pytest.raises(ValueError, match=f"^y: expected labels as a tensor .* got {name}"):
+            call()
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("y", [3, -1, True, 1.0])
+@pytest.mark.parametrize("learned_prior", [False, True])
+def test_samples_of_no_label_are_refused(y, learned_prior):
+    with pytest.raises(ValueError, match=r"^y: expected labels"):
+        conditional(learned_prior=learned_prior).sample(4, y=y)
+
+
+def test_a_model_of_labels_still_checks_images_and_z():
+    model = conditional()
+    with pytest.raises(ValueError, match=r"^x: expected images of shape \(\.\.\., 1, 3, 4\)"):
+        model.encode(torch.zeros(5, 1, 4, 3), LABELS)
+    with pytest.raises(ValueError, match=r"^z: expected shape \(\.\.\., 2\), got \(5, 3\)"):
+        model.decode(torch.zeros(5, 3), LABELS)
+
+
+def test_there_is_one_class_or_more():
+    for classes in (0, -1):
+        with pytest.raises(ValueError, match=f"^classes: expected 1 or more, got {classes}"):
+            conditional(classes=classes)
+    assert conditional(classes=1).sample(2).shape == (2, 1, 3, 4)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("learned_prior", [False, True])
+@pytest.mark.parametrize(
+    ("y", "labels"),
+    [
+        (None, [0, 1, 2, 0, 1]),
+        (2, [2] * 5),
+        (np.int64(2), [2] * 5),
+        (torch.tensor(2), [2] * 5),
+        (LABELS, LABELS.tolist()),
+        (LABELS.tolist(), LABELS.tolist()),
+        (LABELS.numpy(), LABELS.tolist()),
+    ],
+    ids=str,
+)
+def test_samples_are_decoded_draws_from_the_prior_of_their_label(y, labels, learned_prior):
+    model = conditional(learned_prior=learned_prior, hidden=64)
+    z = torch.randn(5, 2, generator=seeded())
+    if learned_prior:
+        sigma = model.prior_log_var.exp().sqrt()
+        z = torch.stack([model.prior_mu[k] + sigma[k] * e for k, e in zip(labels, z, strict=True)])
+    means = torch.sigmoid(model.decode(z, torch.tensor(labels))).detach()
+    torch.testing.assert_close(model.sample(5, seeded(), y=y), means)
+    assert not torch.allclose(model.sample(5, seeded(1), y=y), means)
+
+
+@pytest.mark.parametrize("learned_prior", [False, True])
+def test_sampling_given_labels_follows_the_model_and_leaves_no_trace(learned_prior):
+    model, before = conditional(learned_prior=learned_prior), torch.get_rng_state()
+    for pixels in (False, True):
+        samples = model.double().sample(50, seeded(), y=1, pixels=pixels)
+        assert samples.dtype == torch.float64
+        assert not samples.requires_grad
+        assert (set(samples.unique().tolist()) == {0, 1}) == pixels
+        assert torch.equal(samples, model.sample(50, seeded(), y=1, pixels=pixels))
+        assert model.sample(0, y=1, pixels=pixels).shape == (0, 1, 3, 4)
+        assert model.sample(0, pixels=pixels).shape == (0, 1, 3, 4)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.bfloat16().sample(3, y=1).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "likelihood", [ContinuousBernoulli(), Gaussian(0.3, "shared"), Gaussian(0.3, "pixel")], ids=str
+)
+def test_a_model_of_labels_takes_each_likelihood(likelihood):
+    model, x = conditional(likelihood=likelihood, image_shape=(2, 3, 4)), images(5, (2, 3, 4))
+    params, *_ = model(x, torch.zeros(7, 5, 2), LABELS)
+    assert params.shape == (7, 5, 2 * likelihood.params_per_pixel, 3, 4)
+    assert likelihood.log_prob(x, params).shape == (7, 5)
+    for pixels in (False, True):
+        assert model.sample(4, pixels=pixels).shape == (4, 2, 3, 4)
+
+
+def test_the_loss_reaches_every_weight_of_a_model_of_labels():
+    model, x, y = conditional(hidden=64), images(30), torch.arange(30) % 3
+    params, *_ = model(x, torch.randn(30, 2, generator=seeded()), y)
+    model.likelihood.log_prob(x, params).sum().backward()
+    assert {name for name, weight in model.named_parameters() if not weight.grad.any()} == set()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("learned_prior", [False, True])
+def test_labels_follow_the_model_to_the_gpu(learned_prior):
+    on_cpu = conditional(learned_prior=learned_prior)
+    on_gpu = conditional(learned_prior=learned_prior).to("cuda")
+    for y in (None, 1, LABELS, LABELS.cuda()):
+        samples = on_gpu.sample(5, seeded(), y=y)
+        there = y.cpu() if isinstance(y, torch.Tensor) else y
+        assert samples.is_cuda
+        torch.testing.assert_close(
+            samples.cpu(), on_cpu.sample(5, seeded(), y=there), rtol=1e-4, atol=1e-5
+        )
+    x, eps = images(), torch.zeros(5, 2)
+    here = on_cpu(x, eps, LABELS)
+    for y in (LABELS, LABELS.cuda()):
+        for one, other in zip(here, on_gpu(x.cuda(), eps.cuda(), y), strict=True):
+            torch.testing.assert_close(other.cpu(), one, rtol=1e-4, atol=1e-4)

@@ -1,5 +1,6 @@
 """The training loop, checked against a loop that is written out with its formulas."""
 
+import itertools
 import math
 import os
 import subprocess
@@ -9,12 +10,13 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from torch.distributions import Normal, kl_divergence
 
 from vae_book.checkpoints import read_checkpoint
 from vae_book.data import Images, load_mnist
 from vae_book.evaluation import test_bound
 from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, optimal_variance
-from vae_book.models import VAE
+from vae_book.models import CVAE, VAE
 from vae_book.training import History, fit
 
 N = 10
@@ -25,12 +27,22 @@ def gray(n=N, *, seed=0, dtype=torch.float32):
     """Random images; the first pixel of each is its number, divided by n."""
     images = torch.rand(n, 1, 28, 28, generator=torch.Generator().manual_seed(seed), dtype=dtype)
     images[:, 0, 0, 0] = torch.arange(n) / n
-    return Images(images, torch.zeros(n, dtype=torch.long), "random", "train")
+    return Images(images, labels_of(torch.arange(n)), "random", "train")
+
+
+def labels_of(numbers):
+    """The label of each image of `gray`, in no order."""
+    return (7 * numbers + 3) % 10
 
 
 def tiny(seed=0, **options):
     torch.manual_seed(seed)
     return VAE(**{"latent": 3, "hidden": 6, **options})
+
+
+def conditional(seed=0, **options):
+    torch.manual_seed(seed)
+    return CVAE(**{"latent": 3, "hidden": 6, **options})
 
 
 @pytest.fixture(autouse=True)
@@ -43,19 +55,42 @@ def one_thread():
 
 
 class Spy(VAE):
-    """A VAE that remembers what went in and out, and can fail at one of its calls."""
+    """A VAE that remembers what went in and out."""
 
-    def __init__(self, fail_at=None, **options):
+    def __init__(self, **options):
         torch.manual_seed(0)
         super().__init__(latent=3, hidden=6, **options)
-        self.calls, self.fail_at = [], fail_at
+        self.calls = []
 
     def forward(self, x, eps):
-        if len(self.calls) == self.fail_at:
-            raise RuntimeError("the power went out")
         out = super().forward(x, eps)
         self.calls.append([t.detach().clone() for t in (x, eps, *out)])
         return out
+
+
+class ConditionalSpy(CVAE):
+    """A CVAE with priors of its own that remembers images, noise and labels."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        super().__init__(latent=3, hidden=6, learned_prior=True)
+        self.calls = []
+
+    def forward(self, x, eps, y):
+        self.calls.append([t.detach().clone() for t in (x, eps, y)])
+        return super().forward(x, eps, y)
+
+
+def fails_at(call, model):
+    """The model, which stops working at one of its calls, counted from 0."""
+    calls = itertools.count()
+
+    def stop(*_):
+        if next(calls) == call:
+            raise RuntimeError("the power went out")
+
+    model.register_forward_pre_hook(stop)
+    return model
 
 
 def who(x):
@@ -77,6 +112,25 @@ def kl(mu, log_var):
     return (mu**2 + log_var.exp() - 1 - log_var).sum(-1) / 2
 
 
+def bound_by_hand(w, x, eps, y=None):
+    """The negative ELBO, a number for each image, from weights w; y chooses columns and priors."""
+
+    def layer(part, value, y=None):
+        weight, inputs = w[f"{part}.weight"], value.shape[-1]
+        label = 0 if y is None else weight[:, inputs + y].T
+        return value @ weight[:, :inputs].T + label + w[f"{part}.bias"]
+
+    h = layer("encoder.1" if y is None else "encoder.0", x.flatten(1), y).clamp(min=0)
+    mu, log_var = layer("to_mu", h), layer("to_log_var", h)
+    h = layer("decoder.0", mu + log_var.exp().sqrt() * eps, y).clamp(min=0)
+    logits = layer("decoder.2", h).view(-1, *x.shape)
+    divergence = kl(mu, log_var)
+    if y is not None:
+        prior = Normal(w["prior_mu"][y], w["prior_log_var"][y].exp().sqrt())
+        divergence = kl_divergence(Normal(mu, log_var.exp().sqrt()), prior).sum(-1)
+    return cross_entropy(x, logits).mean(0) + divergence
+
+
 def assert_same_state(a, b):
     for name, tensor in a.state_dict().items():
         assert torch.equal(tensor, b.state_dict()[name]), name
@@ -90,14 +144,15 @@ def timeless(history):
 
 
 @pytest.mark.equation("eq-loss", route="autograd on formulas, Adam by hand", abs=1e-13)
+@pytest.mark.parametrize("kind", [Spy, ConditionalSpy])
 @pytest.mark.parametrize("options", [{}, {"n_samples": 1}, {"n_samples": 3}])
-def test_steps_are_adam_on_the_mean_negative_elbo(agree, options):
+def test_steps_are_adam_on_the_mean_negative_elbo(agree, options, kind):
     """Two epochs agree with autograd on the written-out loss and a written-out Adam.
 
     In float64, where even the factor by which a loss is scaled shows: Adam divides it out but for
     its epsilon of 1e-8.
     """
-    spy = Spy().double()
+    spy = kind().double()
     weights = {k: v.clone().requires_grad_() for k, v in spy.state_dict().items()}
     fit(spy, gray(dtype=torch.float64), epochs=2, **SETTINGS, **options)
 
@@ -106,14 +161,8 @@ def test_steps_are_adam_on_the_mean_negative_elbo(agree, options):
     assert [len(x) for x, *_ in spy.calls] == [4, 4, 2] * 2
     for step, (x, eps, *_) in enumerate(spy.calls, start=1):
         assert eps.shape == (options.get("n_samples", 1), len(x), 3)
-        w = weights
-        h = (x.flatten(1) @ w["encoder.1.weight"].T + w["encoder.1.bias"]).clamp(min=0)
-        mu = h @ w["to_mu.weight"].T + w["to_mu.bias"]
-        log_var = h @ w["to_log_var.weight"].T + w["to_log_var.bias"]
-        z = mu + log_var.exp().sqrt() * eps
-        h = (z @ w["decoder.0.weight"].T + w["decoder.0.bias"]).clamp(min=0)
-        logits = (h @ w["decoder.2.weight"].T + w["decoder.2.bias"]).view(-1, *x.shape)
-        loss = (cross_entropy(x, logits).mean(0) + kl(mu, log_var)).mean()
+        w, labels = weights, [labels_of(torch.tensor(who(x)))] if kind is ConditionalSpy else []
+        loss = bound_by_hand(w, x, eps, *labels).mean()
         gradients = torch.autograd.grad(loss, list(w.values()))
         with torch.no_grad():
             for name, g in zip(w, gradients, strict=True):
@@ -201,10 +250,11 @@ def test_noise_is_standard_normal_and_never_used_twice(n_samples):
     assert abs(eps.var() - 1) < 4 * (2 / eps.numel()) ** 0.5
 
 
-def test_a_seed_fixes_the_run_to_the_bit_and_another_changes_it():
+@pytest.mark.parametrize("make", [tiny, conditional])
+def test_a_seed_fixes_the_run_to_the_bit_and_another_changes_it(make):
     def trained(seed):
         torch.rand(seed + 1)  # torch's global generator has no say
-        model = tiny()
+        model = make()
         history = fit(model, gray(), epochs=2, held_out=gray(6), **{**SETTINGS, "seed": seed})
         return model, history
 
@@ -242,6 +292,165 @@ def test_resample_draws_each_pixel_afresh_in_each_step():
     expected = data.images[:, :, :14].mean((0, 1))
     error = 0.5 / (40 * N) ** 0.5
     assert ((x[:, :, :, :14].mean((0, 1, 2)) - expected).abs() < 5.5 * error).all()
+
+
+# Labels -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resample", [False, True])
+def test_each_image_comes_with_its_own_label(resample):
+    spy, data = ConditionalSpy(), gray()
+    if resample:  # which image it is has to survive: black pixels but for one
+        data.images.zero_().flatten(1)[torch.arange(N), torch.arange(N)] = 1
+    fit(spy, data, epochs=3, resample=resample, **SETTINGS)
+    assert [len(x) for x, *_ in spy.calls] == [4, 4, 2] * 3
+    for x, _, y in spy.calls:
+        numbers = x.flatten(1).argmax(1) if resample else torch.tensor(who(x))
+        assert torch.equal(y, labels_of(numbers))
+    order = [y for _, _, labels in spy.calls for y in labels.tolist()]
+    assert order[:N] != order[N : 2 * N] != labels_of(torch.arange(N)).tolist()
+
+
+def test_a_model_without_labels_is_trained_as_if_there_were_none():
+    plain, other = tiny(), tiny()
+    fit(plain, gray(), epochs=1, **SETTINGS)
+    fit(other, replace(gray(), labels=torch.full((N,), 99)), epochs=1, **SETTINGS)
+    assert_same_state(plain, other)
+
+
+def test_the_learned_prior_becomes_the_moments_of_the_posteriors_of_its_label():
+    """With all else as it is, where the sum of the divergences is smallest."""
+    model, data = conditional(classes=3, learned_prior=True), gray()
+    data = replace(data, labels=torch.arange(N) % 2)  # no image of the third label
+    model.to_mu.weight.data *= 5
+    model.requires_grad_(False)
+    for prior in (model.prior_mu, model.prior_log_var):
+        prior.requires_grad_()
+    fit(model, data, epochs=400, batch_size=N, lr=0.05)
+    mu, log_var = model.encode(data.images, data.labels)
+    for label in (0, 1):
+        own = data.labels == label
+        mean = mu[own].mean(0)
+        variance = (log_var[own].exp() + (mu[own] - mean) ** 2).mean(0)
+        torch.testing.assert_close(model.prior_mu[label].detach(), mean, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            model.prior_log_var[label].exp().detach(), variance, rtol=1e-3, atol=1e-3
+        )
+    assert not model.prior_mu[2].any()
+    assert not model.prior_log_var[2].any()
+    assert (model.prior_mu[0] - model.prior_mu[1]).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("learned_prior", [False, True])
+def test_a_model_trained_on_labels_makes_images_of_the_label_that_it_is_given(learned_prior):
+    """Three classes, each with one bright third; pixels of it and of the rest tell them apart."""
+    labels = torch.arange(60) % 3
+    images = 0.1 * torch.rand(60, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    for label in range(3):
+        images[labels == label, :, 9 * label : 9 * label + 9] += 0.85
+    model = conditional(hidden=16, classes=3, learned_prior=learned_prior)
+    data = Images(images, labels, "thirds", "train")
+    history = fit(model, data, epochs=150, batch_size=20, lr=0.01, held_out=data)
+    asked = torch.tensor([2, 0, 1, 1, 0, 2, 2])
+    made = model.sample(7, torch.Generator().manual_seed(1), y=asked)
+    for image, label in zip(made, asked.tolist(), strict=True):
+        thirds = image[0, :27].reshape(3, 9 * 28).mean(1)
+        assert thirds[label] > 0.7
+        assert thirds.sum() - thirds[label] < 0.4
+    # Labels that are not theirs make images worse, by much.
+    wrong = replace(data, labels=(labels + 1) % 3)
+    assert test_bound(model, wrong).value > 1.5 * history.held_out[-1]
+    assert history.held_out[-1] == test_bound(model, data).value
+
+
+def test_resume_refuses_another_model_of_labels(tmp_path):
+    path = tmp_path / "run.pt"
+    fit(conditional(), gray(), epochs=1, checkpoint=path, **SETTINGS)
+    for model, message in [
+        (conditional(classes=11), r"\(classes was 10 and is now 11\)"),
+        (conditional(learned_prior=True), r"\(learned_prior was False and is now True\)"),
+        (tiny(), "kind was 'CVAE' and is now 'VAE'"),
+    ]:
+        with pytest.raises(ValueError, match=f"^resume: .*{message}"):
+            fit(model, gray(), epochs=2, checkpoint=path, resume=True, **SETTINGS)
+
+
+LABELS = gray().labels
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("learned_prior", [False, True])
+@pytest.mark.parametrize("name", ["data", "held_out"])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (LABELS + 10, "y: expected labels from 0 to 9, got 1"),
+        (LABELS - 10, "y: expected labels from 0 to 9, got -"),
+        (LABELS.float(), "y: .*got torch.float32"),
+        (LABELS > 3, "y: .*got torch.bool"),
+        (LABELS[1:], r"{name}: expected labels of shape \(10,\) on cpu, got \(9,\) on cpu"),
+        (torch.cat([LABELS, LABELS]), r"{name}: expected labels .* got \(20,\) on cpu"),
+        (LABELS[:, None], r"{name}: expected labels .* got \(10, 1\) on cpu"),
+        (LABELS.to("meta"), r"{name}: expected labels .* got \(10,\) on meta"),
+    ],
+)
+def test_labels_that_do_not_fit_are_told_before_anything_is_trained(
+    labels, message, name, learned_prior
+):
+    model = conditional(learned_prior=learned_prior)
+    before = [p.clone() for p in model.parameters()]
+    wrong = {"data": gray(), name: replace(gray(), labels=labels)}
+    prefix = "held_out: " if name == "held_out" and message.startswith("y") else ""
+    with pytest.raises(ValueError, match=f"^{prefix}{message.replace('{name}', name)}"):
+        fit(model, epochs=1, **wrong, **SETTINGS)
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+WORKER = """
+import sys, torch
+from vae_book import parallel
+from vae_book.data import Images
+from vae_book.models import CVAE
+from vae_book.training import fit
+
+images = torch.rand(15, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+data = Images(images, (7 * torch.arange(15) + 3) % 10, "random", "train")
+torch.manual_seed(0)
+model = CVAE(latent=2, hidden=8, learned_prior=True)
+with parallel.process_group():
+    fit(model, data, epochs=3, batch_size=7, held_out=data, checkpoint=sys.argv[1])
+"""
+
+
+def test_two_processes_train_the_model_of_labels_that_one_trains(tmp_path):
+    """The prior is no part of ``forward``, but its gradients are shared like all others."""
+    script, runs = tmp_path / "worker.py", [tmp_path / "one.pt", tmp_path / "two.pt"]
+    script.write_text(WORKER)
+    path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    torchrun = "-m torch.distributed.run --standalone --local-addr=localhost --nproc-per-node=2"
+    for launcher, run in zip(([], torchrun.split()), runs, strict=True):
+        done = subprocess.run(
+            [sys.executable, *launcher, str(script), str(run)],
+            env={**environment, "VAE_BOOK_DEVICE": "cpu"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = map(read_checkpoint, runs)
+    torch.testing.assert_close(one.weights, two.weights, rtol=1e-5, atol=1e-6)
+    assert one.weights["prior_mu"].any(-1).all()
+    for i, state in one.optimizer["state"].items():
+        for name, value in state.items():
+            torch.testing.assert_close(
+                two.optimizer["state"][i][name],
+                value,
+                rtol=1e-4,
+                atol=1e-5 * value.abs().max().item(),
+            )
+    for term in ("reconstruction", "kl", "held_out"):
+        assert two.history[term] == pytest.approx(one.history[term], rel=1e-6)
 
 
 # What is reported and when ------------------------------------------------------------------------
@@ -283,11 +492,15 @@ def bundled(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("stop", ["after epoch 2", "within epoch 3", "in the callback of epoch 3"])
-def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path, stop):
+@pytest.mark.parametrize("prior", [None, {"learned_prior": False}, {"learned_prior": True}])
+def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path, stop, prior):
+    def make(seed=0):
+        return tiny(seed) if prior is None else conditional(seed, **prior)
+
     whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
     # Calls of the model: one to measure held_out before the start and one after each epoch.
     options = {"held_out": gray(6, seed=1), **SETTINGS}
-    uninterrupted = tiny()
+    uninterrupted = make()
     history = fit(uninterrupted, gray(), epochs=4, checkpoint=whole, **options)
 
     def fails(history):
@@ -295,16 +508,16 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path, stop):
             raise RuntimeError("the disk is full")
 
     if stop == "after epoch 2":
-        fit(tiny(), gray(), epochs=2, checkpoint=parts, **options)
+        fit(make(), gray(), epochs=2, checkpoint=parts, **options)
     elif stop == "within epoch 3":
         with pytest.raises(RuntimeError, match="power"):
-            fit(Spy(fail_at=1 + 2 * 4 + 1), gray(), epochs=4, checkpoint=parts, **options)
+            fit(fails_at(1 + 2 * 4 + 1, make()), gray(), epochs=4, checkpoint=parts, **options)
     else:
         with pytest.raises(RuntimeError, match="disk"):
-            fit(tiny(), gray(), epochs=4, checkpoint=parts, on_epoch=fails, **options)
+            fit(make(), gray(), epochs=4, checkpoint=parts, on_epoch=fails, **options)
     assert len(read_checkpoint(parts).history["kl"]) == 2
 
-    resumed, shown = tiny(seed=1), []
+    resumed, shown = make(seed=1), []
     continued = fit(
         resumed,
         gray(),
