@@ -8,7 +8,7 @@ PACKAGES := $(VENV)/.packages
 STAMP := $(VENV)/.ready
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup book test lab execute index benchmark measure mutants lint format lock clean
+.PHONY: help setup book test lab execute index benchmark measure full mutants lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -58,6 +58,9 @@ benchmark: $(STAMP) ## Measure training speed beside the classic script
 
 measure: $(STAMP) ## Measure the full-size results that chapters print (needs full MNIST)
 	@$(BIN)/python tools/measure.py
+
+full: $(STAMP) ## Run the chapters on full MNIST and write down what they print (needs full MNIST)
+	@$(BIN)/python tools/full.py
 
 mutants: $(STAMP) ## Break the package in known ways and see the tests notice
 	@$(BIN)/python tools/mutants.py

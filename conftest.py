@@ -3,6 +3,7 @@
 import os
 import runpy
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import jaxtyping
@@ -27,6 +28,31 @@ matplotlib.use("agg")
 compare_nearly()
 # Every type and shape that the package announces is checked when a test calls it.
 jaxtyping.install_import_hook("vae_book", "beartype.beartype")
+
+
+def pytest_addoption(parser):
+    """A switch that breaks the package, for readers who want to see the tests notice."""
+    parser.addoption(
+        "--fault",
+        metavar="NAME",
+        help="break the package by this fault of vae_book.clinic, before any test imports it; "
+        "chapters run in kernels of their own, which stay whole",
+    )
+
+
+def pytest_configure(config):
+    """Break the package if asked to, after the import hook and before any test imports it."""
+    name = config.getoption("--fault")
+    if name is None:
+        return
+    from vae_book.clinic import fault
+
+    switch = ExitStack()
+    try:
+        switch.enter_context(fault(name))
+    except ValueError as error:
+        raise pytest.UsageError(f"--fault: {error}") from error
+    config.add_cleanup(switch.close)
 
 
 @pytest.fixture

@@ -6,13 +6,15 @@ decimal numbers only nearly:
 - by default to a relative tolerance of 1e-4, or one unit in the last printed digit;
 - in a cell tagged ``trained`` to a relative tolerance of 5e-3, or two units in the last digit.
 
-Integers are text: they match exactly. CONTRIBUTING.md says how the tolerances were chosen.
+Integers are text: they match exactly. CONTRIBUTING.md says how the tolerances were chosen. Pictures
+that a cell displays as HTML are not compared, as little as all others are.
 """
 
 import re
 
 from nbval.plugin import IPyNbCell
 
+PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]*")
 DECIMAL = re.compile(r"[-+]?\d+\.(\d+)(?:[eE]([-+]?\d+))?")
 
 
@@ -49,7 +51,8 @@ class Trained(Printed):
 
 
 def _words(text: str) -> str:
-    """The text with decimal numbers cut to how many digits they show, and aligning spaces gone."""
+    """The text with decimal numbers cut to how many digits they show; pictures and spaces gone."""
+    text = PICTURE.sub("", text)
     return " ".join(DECIMAL.sub(lambda number: f" #.{len(number[1])} ", text).split())
 
 

@@ -164,10 +164,9 @@ def inputs_key(notebook: NotebookNode, device: str) -> str:
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         digest.update(f"{cell.cell_type}\0{tags}\0{cell.source}\0".encode())
-    for path in [*sorted((ROOT / "vae_book").glob("*.py")), ROOT / "requirements.lock"]:
-        digest.update(path.read_bytes())
-    for path in sorted((ROOT / "book" / "results").glob("*.json")):
-        digest.update(path.read_bytes())
+    for files in ("vae_book/*.py", "vae_book/*.js", "requirements.lock", "book/results/*.*"):
+        for path in sorted(ROOT.glob(files)):
+            digest.update(path.read_bytes())
     digest.update(
         f"{device}\0{os.environ.get('VAE_BOOK_DATASET', '')}\0{data_directory()}".encode()
     )

@@ -1,9 +1,9 @@
 """Measure the full-size results that chapters print, and write them with their protocol.
 
-    python tools/measure.py [chapter_07 chapter_08]
+    python tools/measure.py [chapter_07 chapter_08 ...]
 
-writes book/results/*.json, all of them or those that are named. Chapter 8 trains on full MNIST
-(VAE_BOOK_DATA says where it is). It takes a few minutes; `make measure` runs it. A chapter reads
+writes book/results/*, all of them or those that are named. Chapters 8 and 11 train on full MNIST
+(VAE_BOOK_DATA says where it is). It takes half an hour; `make measure` runs it. A chapter reads
 these files and never trains for that long itself. Leave the machine to it: it measures seconds.
 """
 
@@ -11,19 +11,27 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
-from vae_book.data import DataError, Images, load_mnist
-from vae_book.device import best_device, describe
-from vae_book.evaluation import Bound, test_bound
-from vae_book.models import VAE
+from vae_book.checkpoints import write_checkpoint
+from vae_book.data import DataError, Images, binarize, load_mnist, quadrants
+from vae_book.device import best_device, describe, seeded
+from vae_book.evaluation import Bound, active_units, log_likelihood, test_bound
+from vae_book.models import VAE, CompletionVAE, ConvVAE
 from vae_book.training import History, fit
 
 RESULTS = Path(__file__).parents[1] / "book" / "results"
 SEEDS = (0, 1, 2)
 SECONDS = 12  # of training for each number of draws in chapter 7
+SECONDS_OF_A_NETWORK = 90  # in chapter 9
+EPOCHS_OF_A_COMPLETION = 20  # in chapter 11
 
 
 def chapter_07() -> list[dict]:
@@ -39,7 +47,8 @@ def in_seconds(train: Images, test: Images, draws: int) -> dict:
         torch.manual_seed(seed)
         model = VAE(latent=10, hidden=100).to(train.images.device)
         try:
-            fit(model, train, epochs=1000, seed=seed, n_samples=draws, on_epoch=stop_in_time)
+            stop = stop_after(SECONDS)
+            fit(model, train, epochs=1000, seed=seed, n_samples=draws, on_epoch=stop)
         except TimeIsUpError as end:
             histories.append(end.history)
         bounds.append(test_bound(model, test, seed=seed))
@@ -61,9 +70,14 @@ class TimeIsUpError(Exception):
         self.history = history
 
 
-def stop_in_time(history: History) -> None:
-    if sum(history.seconds) >= SECONDS:
-        raise TimeIsUpError(history)
+def stop_after(seconds: float) -> Callable[[History], None]:
+    """What `fit` calls after each epoch: ends it when its training took that long."""
+
+    def stop(history: History) -> None:
+        if sum(history.seconds) >= seconds:
+            raise TimeIsUpError(history)
+
+    return stop
 
 
 def chapter_08() -> list[dict]:
@@ -73,6 +87,123 @@ def chapter_08() -> list[dict]:
         *mlp_bounds(load_mnist("train", "full"), test, (10, 15)),
         *mlp_bounds(load_mnist("train", "bundled"), test, (60, 100)),
     ]
+
+
+def chapter_09() -> list[dict]:
+    """Three networks, trained for the same number of seconds; the convolutional ones are kept."""
+    train, test = load_mnist("train", "bundled"), load_mnist("test", "bundled")
+    settings = {"lr": "2e-3", "batch_size": 32}
+    return [
+        over_time("VAE 784-400-20", VAE, train, test),
+        over_time("ConvVAE, d = 10", partial(ConvVAE, 10), train, test, "conv_10", **settings),
+        over_time("ConvVAE, d = 2", partial(ConvVAE, 2), train, test, "conv_2", **settings),
+        over_time("ConvVAE, d = 10, ReLU", ReluBottleneck, train, test, **settings),
+    ]
+
+
+class ReluBottleneck(ConvVAE):
+    """The published network: its sixteen numbers pass a ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__(10)
+        self.encoder.append(nn.ReLU())
+
+
+def over_time(
+    name: str,
+    kind: Callable[[], VAE],
+    train: Images,
+    test: Images,
+    kept: str | None = None,
+    lr: str = "1e-3",
+    batch_size: int = 128,
+) -> dict:
+    """The held-out bound against the seconds of training; ``kept`` names a checkpoint."""
+    torch.manual_seed(0)
+    model = kind().to(train.images.device)
+    stop = stop_after(SECONDS_OF_A_NETWORK)
+    try:
+        fit(
+            model,
+            train,
+            epochs=10_000,
+            lr=float(lr),
+            batch_size=batch_size,
+            held_out=test,
+            on_epoch=stop,
+        )
+    except TimeIsUpError as end:
+        history = end.history
+    bound = test_bound(model, test, n_samples=10)
+    if kept:
+        unused = torch.optim.Adam(model.parameters())  # without the moments, a third of the size
+        write_checkpoint(RESULTS / f"{kept}.pt", model, unused, asdict(history), {})
+    every = -(-history.epochs // 60)
+    return {
+        "network": name,
+        **protocol(name, train, bound, lr, batch_size),
+        "seeds": [0],
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "epochs": history.epochs,
+        "held_out": bound.value,
+        "standard_error": bound.standard_error,
+        "bottleneck_in_use": in_use(model, test),
+        "active_units": active_units(model, test),
+        "curve": {
+            "seconds": [round(s, 2) for s in accumulate(history.seconds)][::every],
+            "held_out": [round(value, 2) for value in history.held_out][::every],
+        },
+    }
+
+
+@torch.no_grad()
+def in_use(model: VAE, data: Images) -> int:
+    """How many numbers that leave the encoder's trunk differ from image to image."""
+    return int((model.encoder(data.images).var(0) > 0).sum())
+
+
+def chapter_11() -> list[dict]:
+    """Completing binary MNIST from 1, 2 and 3 quarters, with z and without."""
+    train, test = load_mnist("train", "full"), load_mnist("test", "full")
+    return [completion(quadrants(train, seen), quadrants(test, seen)) for seen in (1, 2, 3)]
+
+
+class Deterministic(CompletionVAE):
+    """Its decoder is told the seen part and nothing else."""
+
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """As if every z were zero."""
+        return super().decode(torch.zeros_like(z), y)
+
+
+def completion(train: Images, test: Images) -> dict:
+    """-log p(missing | seen), by the estimates that tables of it hold."""
+    test = test.with_images(binarize(test.images, seeded(0)))
+    seen, missing = test.labels.shape[1], test.images.shape[1]
+    models = []
+    for kind in (Deterministic, CompletionVAE):
+        torch.manual_seed(0)
+        shapes = {"image_shape": (missing, 14, 14), "seen_shape": (seen, 14, 14)}
+        models.append(kind(20, 400, **shapes).to(train.images.device))
+        fit(models[-1], train, epochs=EPOCHS_OF_A_COMPLETION, resample=True)
+    network, vae = models
+    exact = log_likelihood(network, test, n_samples=1, from_prior=True)
+    bound = test_bound(vae, test)
+    sampled = log_likelihood(vae, test, n_samples=100)
+    monte_carlo = log_likelihood(vae, test, n_samples=100, from_prior=True)
+    return {
+        **protocol("CompletionVAE, 400 units, d = 20", train, bound),
+        "quantity": "-log p(missing | seen) of binary pixels, K = 100",
+        "training_pixels": "binary, drawn afresh in each step",
+        "seeds": [0],
+        "seen": seen,
+        "epochs": EPOCHS_OF_A_COMPLETION,
+        "deterministic": exact.value,
+        "bound": bound.value,
+        "importance_sampling": sampled.value,
+        "monte_carlo": monte_carlo.value,
+        "standard_error": exact.standard_error,
+    }
 
 
 def mlp_bounds(train: Images, test: Images, epochs: tuple[int, ...]) -> list[dict]:
@@ -109,11 +240,13 @@ def summary(train: Images, epochs: int, runs: list[dict]) -> dict:
     }
 
 
-def protocol(network: str, train: Images, bound: Bound) -> dict:
+def protocol(
+    network: str, train: Images, bound: Bound, lr: str = "1e-3", batch_size: int = 128
+) -> dict:
     """What a number was measured on and how."""
     tested = bound.protocol
     return {
-        "model": f"{network}, ReLU, Adam 1e-3, batch 128",
+        "model": f"{network}, ReLU, Adam {lr}, batch {batch_size}",
         "trained_on": f"{train.source}, {len(train)} images",
         "tested_on": f"{tested.source} {tested.split}, {tested.n_images} images",
         "quantity": tested.quantity,
@@ -124,7 +257,7 @@ def protocol(network: str, train: Images, bound: Bound) -> dict:
 
 
 def main() -> None:
-    chapters = {"chapter_07": chapter_07, "chapter_08": chapter_08}
+    chapters = {each.__name__: each for each in (chapter_07, chapter_08, chapter_09, chapter_11)}
     asked = sys.argv[1:] or list(chapters)
     if unknown := set(asked) - set(chapters):
         raise SystemExit(f"expected some of {', '.join(chapters)}, got {', '.join(unknown)}")

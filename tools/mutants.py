@@ -190,8 +190,8 @@ MUTANTS = {
     ),
     ("08", "KL dropped"): (
         "bounds.py",
-        "Elbo(log_likelihood, gaussian_kl(",
-        "Elbo(log_likelihood, 0 * gaussian_kl(",
+        "Elbo(log_likelihood, gaussian_unit_kl(",
+        "Elbo(log_likelihood, 0 * gaussian_unit_kl(",
     ),
     ("08", "KL sign reversed"): (
         "bounds.py",

@@ -4,14 +4,15 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from vae_book.checks import no_nan
 from vae_book.device import standard_normal
-from vae_book.divergences import gaussian_kl
+from vae_book.divergences import gaussian_unit_kl
 from vae_book.likelihoods import Likelihood
 from vae_book.models import VAE
+from vae_book.reparameterization import reparameterize
 
 
 class Elbo(NamedTuple):
@@ -19,11 +20,16 @@ class Elbo(NamedTuple):
 
     Attributes:
         log_likelihood: the estimate of E_q[log p(x | z)].
-        kl: KL(q(z | x) || p(z)), exact.
+        unit_kl: the exact KL(q(z_j | x) || p(z_j)) of each unit j, along the last axis.
     """
 
     log_likelihood: Float[Tensor, "..."]
-    kl: Float[Tensor, "..."]
+    unit_kl: Float[Tensor, "... d"]
+
+    @property
+    def kl(self) -> Tensor:
+        """KL(q(z | x) || p(z)): with diagonal Gaussians, the sum over the units."""
+        return self.unit_kl.sum(-1)
 
     @property
     def value(self) -> Tensor:
@@ -36,7 +42,7 @@ def elbo(
     x: Float[Tensor, "n channels height width"],
     eps: Float[Tensor, "*samples n d"] | None = None,
     *,
-    y: Int[Tensor, "n"] | None = None,
+    y: Tensor | None = None,
     n_samples: int = 1,
     generator: torch.Generator | None = None,
 ) -> Elbo:
@@ -50,7 +56,7 @@ def elbo(
         model: the VAE.
         x: images, shape (n, channels, height, width).
         eps: the noise to use, shape (n, d) or (samples, n, d); None draws it.
-        y: the labels, for a model that is conditioned on them.
+        y: what the model is told, for one that is conditioned on it: for a `CVAE`, the labels.
         n_samples: how many draws for each image when eps is None.
         generator: the CPU generator to draw from when eps is None.
 
@@ -62,8 +68,7 @@ def elbo(
         if n_samples < 1:
             raise ValueError(f"n_samples: expected 1 or more, got {n_samples}")
         eps = standard_normal((n_samples, len(x), model.latent), generator, x.device)
-    params, mu, log_var = model(x, eps, *given)
-    return elbo_terms(model.likelihood, x, params, mu, log_var, *model.prior(y))
+    return elbo_terms(model.likelihood, x, *model(x, eps, *given))
 
 
 def condition(model: VAE, y: Tensor | None) -> tuple[Tensor, ...]:
@@ -88,11 +93,40 @@ def elbo_terms(
     prior_mu: Tensor | float = 0.0,
     prior_log_var: Tensor | float = 0.0,
 ) -> Elbo:
-    """The bound from what the model's ``forward`` and ``prior`` give; see `elbo`."""
+    """The bound from what the model's ``forward`` gives; see `elbo`."""
     log_likelihood = likelihood.log_prob(x, params)
     if log_likelihood.ndim > 1:  # several samples of z: one leading axis, or more
         log_likelihood = log_likelihood.flatten(0, -2).mean(0)
-    return Elbo(log_likelihood, gaussian_kl(mu, log_var, prior_mu, prior_log_var))
+    return Elbo(log_likelihood, gaussian_unit_kl(mu, log_var, prior_mu, prior_log_var))
+
+
+def log_weights(
+    model: VAE,
+    x: Float[Tensor, "n channels height width"],
+    eps: Float[Tensor, "K n d"],
+    *,
+    y: Tensor | None = None,
+) -> Float[Tensor, "K n"]:
+    """log p(x, z) - log q(z | x) for draws z of q: what the bounds of chapter 4 average.
+
+    Equation ``eq-iw-bound`` (chapter 4); given y, all of it is given y
+    (chapter 11).
+
+    Args:
+        model: the VAE.
+        x: images.
+        eps: the draws from N(0, 1) that make z, K for each image.
+        y: what the model is told, for one that is conditioned on it.
+
+    Raises:
+        ValueError: x, eps or y does not fit the model.
+    """
+    params, mu, log_var, *prior = model(x, eps, *condition(model, y))
+    prior_mu, prior_log_var = prior or (torch.zeros_like(mu), torch.zeros_like(log_var))
+    z = reparameterize(mu, log_var, eps)
+    distance = (z - prior_mu).square() * (-prior_log_var).exp()
+    log_ratio = 0.5 * (eps.square() + log_var - distance - prior_log_var).sum(-1)
+    return model.likelihood.log_prob(x, params) + log_ratio
 
 
 def importance_weighted_bound(log_weights: Float[Tensor, "K ..."]) -> Float[Tensor, "..."]:

@@ -15,10 +15,10 @@ import torch
 
 from vae_book.device import best_device
 from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
-from vae_book.models import CVAE, VAE
+from vae_book.models import CVAE, VAE, CompletionVAE, ConvVAE
 
 LIKELIHOODS = {kind.__name__: kind for kind in (Bernoulli, ContinuousBernoulli, Gaussian)}
-MODELS = {kind.__name__: kind for kind in (VAE, CVAE)}
+MODELS = {kind.__name__: kind for kind in (VAE, ConvVAE, CVAE, CompletionVAE)}
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def architecture(model: VAE) -> dict:
     """
     found = _described("model", model, MODELS)
     likelihood = _described("likelihood", model.likelihood, LIKELIHOODS)
-    return {**found, "image_shape": list(model.image_shape), "likelihood": likelihood}
+    return {**found, "likelihood": likelihood}
 
 
 def _described(name: str, thing: object, kinds: Mapping[str, type]) -> dict:
@@ -130,6 +130,10 @@ def _described(name: str, thing: object, kinds: Mapping[str, type]) -> dict:
         )
     # Each of them keeps its arguments under their own names.
     arguments = {each: getattr(thing, each) for each in inspect.signature(kind).parameters}
+    arguments = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in arguments.items()
+    }
     return {"kind": kind.__name__, **arguments}
 
 

@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from platformdirs import user_cache_path
 from torch import Tensor
 
@@ -43,17 +43,17 @@ MNIST_MD5 = {
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images and where they come from.
+    """Images, what is told about them, and where they come from.
 
     Attributes:
-        images: gray levels in [0, 1], shape (n, 1, 28, 28).
-        labels: the class of each image, shape (n,).
+        images: gray levels in [0, 1], shape (n, 1, 28, 28) as loaded.
+        labels: the class of each image, shape (n,) as loaded; after `quadrants`, a part of it.
         source: ``bundled``, ``full``, ``fashion``, ``kmnist`` or a folder.
         split: ``train`` or ``test``.
     """
 
-    images: Float[Tensor, "n 1 28 28"]
-    labels: Int[Tensor, " n"]
+    images: Float[Tensor, "n channels height width"]
+    labels: Tensor
     source: str
     split: str
 
@@ -125,6 +125,57 @@ def binarize(
         )
     uniform = torch.rand(images.shape, generator=generator).to(images.device)
     return (uniform < images).to(images.dtype)
+
+
+def quadrants(data: Images, seen: int = 1) -> Images:
+    """Images cut into quarters: some are seen, and the others have to be found (chapter 11).
+
+    The quarters lie one behind the other, as the channels of small images, in this order: bottom
+    left, top left, top right, bottom right; Sohn, Lee and Yan (2015), section 5.1.
+
+    Args:
+        data: images of even height and width.
+        seen: how many of the quarters are seen, 1, 2 or 3.
+
+    Returns:
+        The quarters to find as ``images``, shape (n, 4 - seen, height / 2, width / 2), and those
+        that are seen in the place of the ``labels``.
+
+    Raises:
+        ValueError: ``seen`` is not 1, 2 or 3, or the images cannot be cut into quarters.
+    """
+    _, channels, height, width = data.images.shape
+    if seen not in (1, 2, 3):
+        raise ValueError(f"seen: expected 1, 2 or 3 quarters, got {seen}")
+    if channels != 1 or height % 2 or width % 2:
+        raise ValueError(
+            "data: expected images of one channel with even height and width, got "
+            f"{tuple(data.images.shape)}"
+        )
+    top, bottom = data.images.chunk(2, dim=2)
+    (top_left, top_right), (bottom_left, bottom_right) = top.chunk(2, 3), bottom.chunk(2, 3)
+    parts = torch.cat([bottom_left, top_left, top_right, bottom_right], dim=1)
+    return replace(data, images=parts[:, seen:], labels=parts[:, :seen])
+
+
+def whole(
+    seen: Float[Tensor, "*batch seen h w"], rest: Float[Tensor, "*batch rest h w"]
+) -> Float[Tensor, "*batch 1 H W"]:
+    """Put the quarters of `quadrants` together again.
+
+    Raises:
+        ValueError: there are not four of them.
+    """
+    parts = torch.cat([seen, rest], dim=-3).unbind(-3)
+    if len(parts) != 4:
+        raise ValueError(
+            "seen and rest: expected four quarters, those that are seen and the others, got "
+            f"{seen.shape[-3]} and {rest.shape[-3]}"
+        )
+    bottom_left, top_left, top_right, bottom_right = parts
+    top = torch.cat([top_left, top_right], dim=-1)
+    bottom = torch.cat([bottom_left, bottom_right], dim=-1)
+    return torch.cat([top, bottom], dim=-2).unsqueeze(-3)
 
 
 class DataError(RuntimeError):

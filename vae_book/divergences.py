@@ -195,6 +195,19 @@ def gaussian_kl(
     Raises:
         ValueError: the shapes do not match, or an argument holds a NaN.
     """
+    return gaussian_unit_kl(mu, log_var, prior_mu, prior_log_var).sum(-1)
+
+
+def gaussian_unit_kl(
+    mu: Float[Tensor, "... d"],
+    log_var: Float[Tensor, "... d"],
+    prior_mu: Float[Tensor, "..."] | Real = 0.0,
+    prior_log_var: Float[Tensor, "..."] | Real = 0.0,
+) -> Float[Tensor, "... d"]:
+    """The terms that `gaussian_kl` sums: the KL of each unit of z, in nats, shape (..., d).
+
+    Equation ``eq-gaussian-kl-univariate`` (chapter 5). Arguments and errors as there.
+    """
     same_shape(mu=mu, log_var=log_var)
     prior_mu = torch.as_tensor(prior_mu, dtype=mu.dtype, device=mu.device)
     prior_log_var = torch.as_tensor(prior_log_var, dtype=mu.dtype, device=mu.device)
@@ -209,7 +222,7 @@ def gaussian_kl(
     log_ratio = log_var - prior_log_var
     squared_distance = (mu - prior_mu).square() * torch.exp(-prior_log_var)
     # expm1 keeps the digits of exp(r) - 1 - r when r is close to 0, where the KL is smallest.
-    return 0.5 * (squared_distance + torch.expm1(log_ratio) - log_ratio).sum(-1)
+    return 0.5 * (squared_distance + torch.expm1(log_ratio) - log_ratio)
 
 
 def gaussian_kl_full(

@@ -1,18 +1,24 @@
-"""Measuring a trained model on images it has not seen (used in chapters 8 and 11)."""
+"""Measuring a trained model on images it has not seen (used from chapter 8 on)."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vae_book.bayes import Posterior, enumerate_posterior
-from vae_book.bounds import elbo
+from vae_book.bounds import condition, elbo, importance_weighted_bound, log_weights
+from vae_book.checks import enough_draws, same_shape
 from vae_book.data import Images
 from vae_book.device import describe, seeded, standard_normal
-from vae_book.models import CVAE, VAE
+from vae_book.divergences import gaussian_kl_full, gaussian_unit_kl
+from vae_book.models import CVAE, VAE, ConditionalVAE
+from vae_book.reparameterization import reparameterize
 
+ACTIVE = 0.01  # the variance of a unit's posterior mean above which it counts as active
 CHUNK = 500  # images at a time: decoder outputs of this many rows stay in the processor's cache
 
 
@@ -38,21 +44,17 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Bound:
-    """The negative ELBO, averaged over images, in nats; lower is better.
+class Measurement:
+    """A number in nats, averaged over images; lower is better.
 
     Attributes:
-        value: the negative ELBO: ``reconstruction + kl``.
+        value: the average.
         standard_error: of ``value`` as an estimate for images like these.
-        reconstruction: the average of -E_q[log p(x | z)].
-        kl: the average of KL(q(z | x) || p(z)).
         protocol: how it was measured.
     """
 
     value: float
     standard_error: float
-    reconstruction: float
-    kl: float
     protocol: Protocol
 
     def __float__(self) -> float:
@@ -61,6 +63,19 @@ class Bound:
     def as_dict(self) -> dict:
         """Plain numbers and strings, for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Bound(Measurement):
+    """The negative ELBO: ``value`` is ``reconstruction + kl``.
+
+    Attributes:
+        reconstruction: the average of -E_q[log p(x | z)].
+        kl: the average of KL(q(z | x) || p(z)).
+    """
+
+    reconstruction: float
+    kl: float
 
 
 @torch.no_grad()
@@ -76,31 +91,82 @@ def test_bound(model: VAE, data: Images, *, n_samples: int = 1, seed: int = 0) -
     Raises:
         ValueError: there are fewer than two images.
     """
-    if len(data) < 2:
-        raise ValueError(f"data: expected 2 images or more for a standard error, got {len(data)}")
     generator = seeded(seed)
-    batches = zip(data.images.split(CHUNK), data.labels.split(CHUNK), strict=True)
     terms = [
-        elbo(
-            model,
-            x,
-            y=y if model.conditional else None,
-            n_samples=n_samples,
-            generator=generator,
-        )
-        for x, y in batches
+        elbo(model, x, y=y, n_samples=n_samples, generator=generator)
+        for x, y in _chunks(model, data)
     ]
     reconstruction = -torch.cat([term.log_likelihood for term in terms]).cpu().double()
     kl = torch.cat([term.kl for term in terms]).cpu().double()
-    per_image = reconstruction + kl
-    binary = bool(((data.images == 0) | (data.images == 1)).all())
+    quantity = f"negative ELBO{' given y' * model.conditional}, K={n_samples}"
     return Bound(
-        value=per_image.mean().item(),
-        standard_error=(per_image.std() / len(data) ** 0.5).item(),
+        **_averaged(reconstruction + kl, data, quantity, seed),
         reconstruction=reconstruction.mean().item(),
         kl=kl.mean().item(),
-        protocol=Protocol(
-            quantity=f"negative ELBO{' given the label' * model.conditional}, K={n_samples}",
+    )
+
+
+test_bound.__test__ = False  # type: ignore[attr-defined]  # its name would have pytest collect it
+
+
+@torch.no_grad()
+def log_likelihood(
+    model: VAE, data: Images, *, n_samples: int, seed: int = 0, from_prior: bool = False
+) -> Measurement:
+    """An estimate of -log p(x), or of -log p(x | y) if the model is told y, in nats.
+
+    The negative importance-weighted bound of K = ``n_samples`` draws, equation ``eq-iw-bound``
+    (chapter 4); Burda et al. (2016), equation 8. On average it is too high, less so for larger K.
+
+    Args:
+        model: the VAE.
+        data: the images, for instance ``load_mnist("test")``.
+        n_samples: draws of z for each image.
+        seed: of those draws.
+        from_prior: draw z from the prior instead of from q: plain Monte Carlo, which needs no
+            encoder and many more draws (chapter 1).
+
+    Raises:
+        ValueError: n_samples is not positive, or there are fewer than two images.
+    """
+    if n_samples < 1:
+        raise ValueError(f"n_samples: expected 1 or more, got {n_samples}")
+    generator, found = seeded(seed), []
+    for x, y in _chunks(model, data, n_samples):
+        eps = standard_normal((n_samples, len(x), model.latent), generator, x.device)
+        if from_prior:
+            model.check_images(x)
+            if isinstance(model, ConditionalVAE):
+                params = model.decode(reparameterize(*model.prior(y), eps), y)
+            else:
+                params = model.decode(eps.to(x))
+            weights = model.likelihood.log_prob(x, params)
+        else:
+            weights = log_weights(model, x, eps, y=y)
+        found.append(-importance_weighted_bound(weights))
+    origin = "the prior" if from_prior else "q"
+    quantity = f"-log p(x{' | y' * model.conditional}), {n_samples} draws from {origin}"
+    return Measurement(**_averaged(torch.cat(found), data, quantity, seed))
+
+
+def _chunks(model: VAE, data: Images, n_samples: int = 1) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Images, and what the model is told about them, a few hundred decoder outputs at a time."""
+    size = max(1, CHUNK // n_samples)
+    for x, y in zip(data.images.split(size), data.labels.split(size), strict=True):
+        yield x, y if model.conditional else None
+
+
+def _averaged(per_image: Tensor, data: Images, quantity: str, seed: int) -> dict[str, Any]:
+    """The fields of a `Measurement`, from what was found for each image."""
+    if len(data) < 2:
+        raise ValueError(f"data: expected 2 images or more for a standard error, got {len(data)}")
+    per_image = per_image.cpu().double()
+    binary = bool(((data.images == 0) | (data.images == 1)).all())
+    return {
+        "value": per_image.mean().item(),
+        "standard_error": (per_image.std() / len(data) ** 0.5).item(),
+        "protocol": Protocol(
+            quantity=quantity,
             source=data.source,
             split=data.split,
             n_images=len(data),
@@ -108,10 +174,80 @@ def test_bound(model: VAE, data: Images, *, n_samples: int = 1, seed: int = 0) -
             seed=seed,
             device=describe(data.images.device),
         ),
-    )
+    }
 
 
-test_bound.__test__ = False  # type: ignore[attr-defined]  # its name would have pytest collect it
+class Units(NamedTuple):
+    """What the units of z do on a set of images, one number for each unit, shape (d,).
+
+    Attributes:
+        kl: the average of KL(q(z_j | x) || p(z_j)), in nats.
+        spread: the variance of the posterior means over the images.
+        variance: the average variance of the posterior.
+    """
+
+    kl: Float[Tensor, " d"]
+    spread: Float[Tensor, " d"]
+    variance: Float[Tensor, " d"]
+
+    @property
+    def active(self) -> Bool[Tensor, " d"]:
+        """Which units move with the image: those of a spread above 0.01.
+
+        Burda et al. (2016), section 5.2 (chapter 10).
+        """
+        return self.spread > ACTIVE
+
+
+@torch.no_grad()
+def posteriors(model: VAE, data: Images) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+    """Mean and log-variance of q(z | x) for every image."""
+    parts = [model.encode(x, *condition(model, y)) for x, y in _chunks(model, data)]
+    mu, log_var = (torch.cat(part) for part in zip(*parts, strict=True))
+    return mu, log_var
+
+
+def unit_statistics(mu: Float[Tensor, "n d"], log_var: Float[Tensor, "n d"]) -> Units:
+    """What each unit of z does, from the posteriors of some images and the prior N(0, I).
+
+    Equation ``eq-active-unit`` (chapter 10); Burda et al. (2016), section 5.2.
+
+    Args:
+        mu, log_var: as from `posteriors`.
+
+    Raises:
+        ValueError: there are fewer than two images, or the shapes do not match.
+    """
+    enough_draws(mu=mu, log_var=log_var)
+    return Units(gaussian_unit_kl(mu, log_var).mean(0), mu.var(0), log_var.exp().mean(0))
+
+
+def active_units(model: VAE, data: Images) -> int:
+    """How many units of z move with the image: equation ``eq-active-unit`` (chapter 10)."""
+    return int(unit_statistics(*posteriors(model, data)).active.sum())
+
+
+def aggregated_kl_bound(
+    mu: Float[Tensor, "n d"], log_var: Float[Tensor, "n d"]
+) -> Float[Tensor, ""]:
+    """A lower bound on KL(q(z) || N(0, I)) of the aggregated posterior, in nats.
+
+    Equation ``eq-aggregated-moments`` (chapter 10): the KL of the Gaussian that has its mean and
+    covariance. It is what the aggregated posterior misses of the prior in its first two moments;
+    the rest, its holes and corners, comes on top.
+
+    Args:
+        mu, log_var: the posteriors that q(z) averages, as from `posteriors`.
+
+    Raises:
+        ValueError: there are fewer than two images, or the shapes do not match.
+    """
+    same_shape(mu=mu, log_var=log_var)
+    enough_draws(mu=mu, log_var=log_var)
+    mu, log_var = mu.cpu().double(), log_var.cpu().double()  # double precision is not everywhere
+    mean, variance = mu.mean(0), log_var.exp().mean(0)
+    cov = torch.cov(mu.T, correction=0).reshape(*2 * mean.shape) + variance.diag()
+    return gaussian_kl_full(mean, cov, torch.zeros_like(mean), torch.eye(len(mean)).to(cov))
 
 
 @torch.no_grad()

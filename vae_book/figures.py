@@ -13,9 +13,10 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -31,6 +32,20 @@ CYCLE = list(
         "os^Dv",
         strict=True,
     )
+)
+# Of each class on light and on dark paper, as far apart as ten colors can be for readers with and
+# without color blindness. Its label stands among the points of a class all the same.
+CLASS_COLORS = (
+    ("#5f90f2", "#599eee"),
+    ("#6457c9", "#5ebdb2"),
+    ("#21a45a", "#68e289"),
+    ("#952950", "#d0527d"),
+    ("#1c728a", "#268b9b"),
+    ("#c970ba", "#f0b6ec"),
+    ("#816119", "#c49162"),
+    ("#e96711", "#e0bf10"),
+    ("#0e4a0f", "#708710"),
+    ("#4e198b", "#9267d1"),
 )
 WIDTH = 5.0  # inches; at 72 pixels an inch this is a phone's width
 DPI = 160
@@ -57,13 +72,28 @@ def show(figure: Figure, sentence: str) -> None:
     """
     from IPython.display import display  # a notebook has it; the package does not need it
 
-    sentence = sentence.strip()
-    if not sentence.endswith(".") or "\n" in sentence:
-        raise ValueError(f"sentence: expected one line that ends in a full stop, got {sentence!r}")
+    sentence = one_sentence(sentence)
+    display({"image/png": png(figure), "text/plain": sentence}, raw=True)
+
+
+def one_sentence(text: str) -> str:
+    """The text without space around it.
+
+    Raises:
+        ValueError: it is empty, longer than one line or does not end in a full stop.
+    """
+    text = text.strip()
+    if not text.endswith(".") or "\n" in text:
+        raise ValueError(f"sentence: expected one line that ends in a full stop, got {text!r}")
+    return text
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file; the figure itself is closed."""
     picture = BytesIO()
     figure.savefig(picture, format="png", dpi=DPI, metadata={"Software": None})
     plt.close(figure)
-    display({"image/png": picture.getvalue(), "text/plain": sentence}, raw=True)
+    return picture.getvalue()
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -216,6 +246,94 @@ def panels(*content: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def grid(
+    content: Mapping[str, Mapping[str, Points]],
+    x_label: str,
+    y_label: str,
+    *,
+    levels: Mapping[str, float] = MappingProxyType({}),
+    y_limits: tuple[float | None, float | None] | None = None,
+) -> Figure:
+    """Small figures of `curves`, two in a row, on the same axes and with one legend.
+
+    Args:
+        content: the lines of each, by its title; a name means the same in all.
+        x_label, y_label, levels, y_limits: as for `curves`, for all of them.
+    """
+    rows = -(-len(content) // 2)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            rows, 2, figsize=(WIDTH, 1.7 * rows + 0.6), sharex=True, sharey=True, squeeze=False
+        )
+    for axis, (title, lines) in zip(axes.flat, content.items(), strict=False):
+        curves(lines, "", "", levels=levels, y_limits=y_limits, axis=axis)
+        axis.set_title(title, loc="left", fontsize=11)
+        if axis.get_legend():
+            axis.get_legend().remove()
+    for axis in axes.flat[len(content) :]:
+        axis.set_axis_off()
+    figure.supxlabel(x_label, fontsize=11)
+    figure.supylabel(y_label, fontsize=11)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False, fontsize=10)
+    return figure
+
+
+def trade_off(
+    curve: Mapping[str, tuple[float, float]],
+    others: Mapping[str, tuple[float, float]],
+    tangent: str,
+    x_label: str,
+    y_label: str,
+) -> Figure:
+    """Models as points of two prices, and the line on which the sum of both is that of one of them.
+
+    Args:
+        curve: both prices of models that differ in one setting, in its order, by name.
+        others: the same of models apart.
+        tangent: the model of the curve through which the line of equal sums runs.
+        x_label, y_label: what the prices are, with units.
+    """
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(WIDTH, 3.8))
+        axis.plot(*zip(*curve.values(), strict=True), "o-", color=BLUE)
+        for point in others.values():
+            axis.plot(*point, "s", color=ORANGE)
+        for name, point in {**curve, **others}.items():
+            axis.annotate(name, point, (7, 7), textcoords="offset points")
+        axis.margins(0.12)
+        limits = axis.get_xlim(), axis.get_ylim()
+        label = f"sum {sum(curve[tangent]):.0f}"
+        axis.axline(curve[tangent], slope=-1, color=GRAY, lw=1.5, ls=":", label=label)
+        axis.set(xlim=limits[0], ylim=limits[1], xlabel=x_label, ylabel=y_label)
+        axis.legend(frameon=False)
+    return figure
+
+
+def clouds(
+    points: Mapping[str, Float[Tensor, "n 2"]], reach: float, x_label: str, y_label: str
+) -> Figure:
+    """Points of a plane, a panel a name, over circles around zero of radius 1, 2 and 3.
+
+    Args:
+        points: the points, by name.
+        reach: how far the axes go in each direction; what lies beyond is not seen.
+        x_label, y_label: what the coordinates are.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(points), figsize=(WIDTH, 2.6), sharex=True, sharey=True, squeeze=False
+        )
+        for axis, (name, cloud) in zip(axes[0], points.items(), strict=True):
+            axis.plot(*cloud.detach().cpu().T, ".", color=BLUE, ms=2, mew=0, alpha=0.6)
+            for radius in (1, 2, 3):
+                axis.add_patch(plt.Circle((0, 0), radius, fill=False, ec=ORANGE, lw=1.5))
+            axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel=x_label)
+            axis.set_title(name, fontsize=11)
+        axes[0, 0].set_ylabel(y_label)
+    return figure
+
+
 def gaps(bounds: Mapping[str, float], ceiling: float, x_label: str) -> Figure:
     """Lower bounds, and for each the gap up to what it bounds, in nats.
 
@@ -358,6 +476,24 @@ def beliefs(
             right.set(ylim=(0, 1), ylabel="p(z | x)", xticks=range(k))
             right.grid(visible=False, axis="x")
         axes[-1, 1].set_xlabel("class z")
+    return figure
+
+
+def classes(
+    points: Float[Tensor, "n 2"], labels: Int[Tensor, " n"], x_label: str, y_label: str
+) -> Figure:
+    """Points of a plane in the color of their class, and each class's label amid its points."""
+    halo = [withStroke(linewidth=3, foreground="white")]
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(WIDTH, 4.4))
+        for label, (color, _) in zip(labels.unique().tolist(), cycle(CLASS_COLORS), strict=False):
+            own = points[labels == label].cpu()
+            axis.plot(*own.T, ".", color=color, ms=5)
+            middle = own.median(0).values.tolist()
+            axis.text(*middle, str(label), weight="bold", size=15, path_effects=halo, zorder=3)
+        for text in axis.texts:
+            text.set(ha="center", va="center")
+        axis.set(xlabel=x_label, ylabel=y_label)
     return figure
 
 

@@ -1,7 +1,8 @@
-"""Variational autoencoders (chapter 8), also with a label given (chapter 11)."""
+"""Variational autoencoders: fully connected (chapter 8), convolutional (9), conditional (11)."""
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -103,13 +104,9 @@ class VAE(nn.Module):
             generator: a CPU generator (see `vae_book.device.seeded`).
             pixels: also draw each pixel from p(x | z); by default the mean of p(x | z) is given.
         """
-        z = standard_normal((n, self.latent), generator).to(next(self.parameters()))
+        z = standard_normal((n, self.latent), generator).to(next(self.decoder.parameters()))
         params = self.decode(z)
         return self.likelihood.sample(params, generator) if pixels else self.likelihood.mean(params)
-
-    def prior(self, y: Tensor | None = None) -> tuple[Tensor | float, Tensor | float]:
-        """Mean and log-variance of p(z): zero, for N(0, I)."""
-        return 0.0, 0.0
 
     def check_images(self, x: Tensor) -> None:
         """Raise ValueError unless x is a batch of images of the model's shape."""
@@ -125,11 +122,200 @@ class VAE(nn.Module):
             raise ValueError(f"z: expected shape (..., {self.latent}), got {tuple(z.shape)}")
 
 
-class CVAE(VAE):
-    """A conditional VAE: encoder q(z | x, y) and decoder p(x | z, y) are told the label y.
+class ImageLayers(nn.Sequential):
+    """Convolutions, which know one batch axis only, for images with any number of them."""
 
-    The label enters both as ten numbers (for ten classes), of which one is 1, beside what the
-    networks of `VAE` get; Sohn, Lee and Yan (2015), section 4.
+    def forward(self, x: Float[Tensor, "*batch c h w"]) -> Float[Tensor, "*batch c2 h2 w2"]:
+        """The last layer's maps."""
+        batch, image = x.shape[:-3], x.shape[-3:]
+        y = super().forward(x.reshape(math.prod(batch), *image))
+        return y.reshape(*batch, *y.shape[1:])
+
+
+class ConvVAE(VAE):
+    """A convolutional VAE: each layer looks at neighboring pixels, the same way everywhere.
+
+    Encoder: convolutions 1-32-64, kernel 3, stride 2, then a linear bottleneck of 16 numbers.
+    Decoder: a linear layer to 64 maps of a quarter of the height and width, then transposed
+    convolutions 64-64-32-1; equations ``eq-convolution`` and ``eq-transposed-convolution`` (chapter
+    9). The sizes are those of Chollet (2020), "Variational AutoEncoder", a Keras example.
+
+    Args:
+        latent, image_shape, likelihood: as for `VAE`.
+        hidden: how many numbers pass the bottleneck.
+
+    Raises:
+        ValueError: height or width is not a multiple of 4.
+    """
+
+    def __init__(
+        self,
+        latent: int = 2,
+        hidden: int = 16,
+        image_shape: Sequence[int] = (1, 28, 28),
+        likelihood: Likelihood | None = None,
+    ) -> None:
+        super().__init__(latent, hidden, image_shape, likelihood)
+        channels, height, width = self.image_shape
+        if height % 4 or width % 4:
+            raise ValueError(
+                f"image_shape: expected height and width to be multiples of 4, got {height} x "
+                f"{width}; pad the images"
+            )
+        small = (64, height // 4, width // 4)
+        maps = math.prod(small)
+        down = partial(nn.Conv2d, kernel_size=3, stride=2, padding=1)
+        up = partial(nn.ConvTranspose2d, kernel_size=3, stride=2, padding=1, output_padding=1)
+        per_pixel = self.likelihood.params_per_pixel
+        self.encoder = nn.Sequential(
+            ImageLayers(down(channels, 32), nn.ReLU(), down(32, 64), nn.ReLU()),
+            nn.Flatten(-3),
+            nn.Linear(maps, hidden),  # no ReLU: in so narrow a layer most would soon be dead
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(latent, maps),
+            nn.ReLU(),
+            nn.Unflatten(-1, small),
+            ImageLayers(
+                up(64, 64),
+                nn.ReLU(),
+                up(64, 32),
+                nn.ReLU(),
+                nn.ConvTranspose2d(32, per_pixel * channels, kernel_size=3, padding=1),
+            ),
+        )
+        # Convolutions on a CPU take a quarter less time with the channels of a pixel side by side.
+        self.to(memory_format=torch.channels_last)
+
+
+class ConditionalVAE(VAE):
+    """A VAE that is told something, y: encoder q(z | x, y), prior p(z | y), decoder p(x | z, y).
+
+    What is told enters as a row of numbers beside what the networks of `VAE` get; Sohn, Lee and
+    Yan (2015), section 4. A subclass says how y becomes that row.
+
+    Args:
+        told: how many numbers y is turned into.
+        latent, hidden, image_shape, likelihood: as for `VAE`.
+        prior_network: gives the mean and the log-variance of p(z | y), one after the other, from
+            that row; None makes p(z | y) = N(0, I).
+    """
+
+    conditional: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        told: int,
+        latent: int,
+        hidden: int,
+        image_shape: Sequence[int],
+        likelihood: Likelihood | None,
+        prior_network: nn.Module | None,
+    ) -> None:
+        super().__init__(latent, hidden, image_shape, likelihood)
+        pixels = math.prod(self.image_shape)
+        self.encoder = nn.Sequential(nn.Linear(pixels + told, hidden), nn.ReLU())
+        self.decoder[0] = nn.Linear(latent + told, hidden)
+        self.prior_network = prior_network
+
+    def embed(self, y: Tensor | None, batch: Sequence[int] | None = None) -> Tensor:
+        """y as a row of numbers for each image, shape (..., told).
+
+        Raises:
+            ValueError: y is not what the model wants to be told, or not for each of the batch.
+        """
+        raise NotImplementedError
+
+    def encode(
+        self, x: Float[Tensor, "*batch channels height width"], y: Tensor | None = None
+    ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d"]]:
+        """Mean and log-variance of q(z | x, y), computed for each image x with its y.
+
+        Equation ``eq-conditional-encoder`` (chapter 11).
+
+        Raises:
+            ValueError: x is not a batch of images of the model's shape, or y does not fit it.
+        """
+        self.check_images(x)
+        features = self.encoder(torch.cat([x.flatten(-3), self.embed(y, x.shape[:-3])], dim=-1))
+        return self.to_mu(features), self.to_log_var(features)
+
+    def decode(
+        self, z: Float[Tensor, "*batch d"], y: Tensor | None = None
+    ) -> Float[Tensor, "*batch params height width"]:
+        """The parameters of p(x | z, y); y has the batch axes of z, or the last of them.
+
+        Raises:
+            ValueError: the last axis of z is not the latent size, or y does not fit.
+        """
+        self.check_latent(z)
+        row = self.embed(y)
+        if row.shape[:-1] != z.shape[z.ndim - row.ndim : -1]:
+            raise ValueError(
+                f"y: expected a label for each z, shape {tuple(z.shape[:-1])}, got "
+                f"{tuple(row.shape[:-1])}"
+            )
+        return self.decoder(torch.cat([z, row.expand(*z.shape[:-1], -1)], dim=-1))
+
+    def forward(  # type: ignore[override]  # the prior comes on top
+        self,
+        x: Float[Tensor, "*batch channels height width"],
+        eps: Float[Tensor, "*sample d"],
+        y: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """From images and what is told to pixels; see `VAE.forward`.
+
+        Returns:
+            The decoder's params, mu and log_var, then mean and log-variance of the prior.
+        """
+        mu, log_var = self.encode(x, y)
+        return self.decode(reparameterize(mu, log_var, eps), y), mu, log_var, *self.prior(y)
+
+    def prior(self, y: Tensor | None) -> tuple[Float[Tensor, "... d"], Float[Tensor, "... d"]]:
+        """Mean and log-variance of p(z | y) for each y.
+
+        Raises:
+            ValueError: y is not what the model wants to be told.
+        """
+        row = self.embed(y)
+        if self.prior_network is None:
+            zero = row.new_zeros(*row.shape[:-1], self.latent)
+            return zero, zero
+        mu, log_var = self.prior_network(row).chunk(2, dim=-1)
+        return mu, log_var
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        *,
+        y: Tensor | int | None = None,
+        pixels: bool = False,
+    ) -> Float[Tensor, "n channels height width"]:
+        """Images made from what is told: z from the prior p(z | y), then the decoder.
+
+        Args:
+            n: how many.
+            generator: a CPU generator (see `vae_book.device.seeded`).
+            y: what each of them is told.
+            pixels: also draw each pixel from p(x | z, y); by default its mean is given.
+
+        Raises:
+            ValueError: y does not fit.
+        """
+        where = next(self.decoder.parameters()).device
+        y = None if y is None else torch.as_tensor(y, device=where)
+        mu, log_var = self.prior(y)
+        if mu.shape != (n, self.latent):
+            raise ValueError(f"y: expected {n} of them, got {tuple(mu.shape[:-1])}")
+        eps = standard_normal((n, self.latent), generator).to(mu)
+        params = self.decode(reparameterize(mu, log_var, eps), y)
+        return self.likelihood.sample(params, generator) if pixels else self.likelihood.mean(params)
+
+
+class CVAE(ConditionalVAE):
+    """A VAE that is told the label y of the image, as ten numbers (for ten classes), one of them 1.
 
     Args:
         latent, hidden, image_shape, likelihood: as for `VAE`.
@@ -141,8 +327,6 @@ class CVAE(VAE):
         ValueError: classes is not positive.
     """
 
-    conditional: ClassVar[bool] = True
-
     def __init__(
         self,
         latent: int = 20,
@@ -153,69 +337,37 @@ class CVAE(VAE):
         classes: int = 10,
         learned_prior: bool = False,
     ) -> None:
-        super().__init__(latent, hidden, image_shape, likelihood)
         if classes < 1:
             raise ValueError(f"classes: expected 1 or more, got {classes}")
+        table = nn.Linear(classes, 2 * latent, bias=False) if learned_prior else None
+        super().__init__(classes, latent, hidden, image_shape, likelihood, table)
         self.classes, self.learned_prior = int(classes), bool(learned_prior)
-        pixels = math.prod(self.image_shape)
-        self.encoder = nn.Sequential(nn.Linear(pixels + classes, hidden), nn.ReLU())
-        self.decoder[0] = nn.Linear(latent + classes, hidden)
-        if learned_prior:
-            self.prior_mu = nn.Parameter(torch.zeros(classes, latent))
-            self.prior_log_var = nn.Parameter(torch.zeros(classes, latent))
+        if table is not None:
+            nn.init.zeros_(table.weight)  # all labels start from N(0, I)
 
-    def encode(
-        self,
-        x: Float[Tensor, "*batch channels height width"],
-        y: Int[Tensor, "*batch"] | None = None,
-    ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d"]]:
-        """Mean and log-variance of q(z | x, y), computed for each image x with its label y.
+    def embed(
+        self, y: Tensor | None, batch: Sequence[int] | None = None
+    ) -> Float[Tensor, "... classes"]:
+        """One number for each class; all but that of y are 0."""
+        if (
+            not isinstance(y, Tensor)
+            or y.dtype == torch.bool
+            or not torch.can_cast(y.dtype, torch.int64)
+        ):
+            kind = y.dtype if isinstance(y, Tensor) else type(y).__name__
+            raise ValueError(f"y: expected labels as a tensor of whole numbers, got {kind}")
+        y = y.long()  # the 300 of 300 classes would become 44 beside a uint8
+        if batch is not None and y.shape != tuple(batch):
+            raise ValueError(
+                f"y: expected a label for each image, shape {tuple(batch)}, got {tuple(y.shape)}"
+            )
+        outside = y[(y < 0) | (y >= self.classes)]
+        if outside.numel():
+            raise ValueError(
+                f"y: expected labels from 0 to {self.classes - 1}, got {outside[0].item()}"
+            )
+        return one_hot(y, self.classes).to(next(self.decoder.parameters()))
 
-        Equation ``eq-conditional-encoder`` (chapter 11).
-
-        Raises:
-            ValueError: x is not a batch of images of the model's shape, or y is not one whole
-                number from 0 to classes - 1 for each of them.
-        """
-        self.check_images(x)
-        features = self.encoder(torch.cat([x.flatten(-3), self._one_hot(y, x.shape[:-3])], dim=-1))
-        return self.to_mu(features), self.to_log_var(features)
-
-    def decode(
-        self, z: Float[Tensor, "*batch d"], y: Int[Tensor, "..."] | None = None
-    ) -> Float[Tensor, "*batch params height width"]:
-        """The parameters of p(x | z, y); y has the batch axes of z, or the last of them.
-
-        Raises:
-            ValueError: the last axis of z is not the latent size, or y does not fit.
-        """
-        self.check_latent(z)
-        samples = z.ndim - 1 - (y.ndim if isinstance(y, Tensor) else 0)
-        label = self._one_hot(y, z.shape[max(samples, 0) : -1]).expand(*z.shape[:-1], -1)
-        return self.decoder(torch.cat([z, label], dim=-1))
-
-    def forward(
-        self,
-        x: Float[Tensor, "*batch channels height width"],
-        eps: Float[Tensor, "*sample d"],
-        y: Int[Tensor, "*batch"] | None = None,
-    ) -> tuple[Float[Tensor, "..."], Float[Tensor, "*batch d"], Float[Tensor, "*batch d"]]:
-        """From images and labels to pixels; see `VAE.forward`."""
-        mu, log_var = self.encode(x, y)
-        return self.decode(reparameterize(mu, log_var, eps), y), mu, log_var
-
-    def prior(self, y: Tensor | None = None) -> tuple[Tensor | float, Tensor | float]:
-        """Mean and log-variance of p(z | y) for each label.
-
-        Raises:
-            ValueError: the prior is learned, and y is not a tensor of labels.
-        """
-        if not self.learned_prior:
-            return 0.0, 0.0
-        label = self._one_hot(y)
-        return label @ self.prior_mu, label @ self.prior_log_var
-
-    @torch.no_grad()
     def sample(
         self,
         n: int,
@@ -235,35 +387,52 @@ class CVAE(VAE):
         Raises:
             ValueError: y does not fit.
         """
-        where = next(self.parameters())
         labels = torch.arange(n) % self.classes if y is None else torch.as_tensor(y)
-        labels = labels.to(where.device)
-        if labels.ndim == 0:
-            labels = labels.expand(n)
-        if labels.shape != (n,):
-            raise ValueError(f"y: expected one label, or {n}, got shape {tuple(labels.shape)}")
-        eps = standard_normal((n, self.latent), generator).to(where)
-        mu, log_var = (torch.as_tensor(p).to(where).expand_as(eps) for p in self.prior(labels))
-        params = self.decode(reparameterize(mu, log_var, eps), labels)
-        return self.likelihood.sample(params, generator) if pixels else self.likelihood.mean(params)
+        labels = labels.expand(n) if labels.ndim == 0 else labels
+        return super().sample(n, generator, y=labels, pixels=pixels)
 
-    def _one_hot(self, y: object, batch: Sequence[int] | None = None) -> Tensor:
-        """One number for each class, shape (*batch, classes); all but that of y are 0."""
+
+class CompletionVAE(ConditionalVAE):
+    """A VAE that is shown a part y of the image, and draws the rest x.
+
+    The prior p(z | y) is a network with one hidden layer; Sohn, Lee and Yan (2015), section 4.1
+    (chapter 11). `vae_book.data.quadrants` cuts the images.
+
+    Args:
+        latent, hidden, likelihood: as for `VAE`.
+        image_shape: the shape of the rest, by default three quarters of an MNIST digit.
+        seen_shape: the shape of the part that is shown.
+    """
+
+    def __init__(
+        self,
+        latent: int = 20,
+        hidden: int = 400,
+        image_shape: Sequence[int] = (3, 14, 14),
+        likelihood: Likelihood | None = None,
+        *,
+        seen_shape: Sequence[int] = (1, 14, 14),
+    ) -> None:
+        seen = math.prod(seen_shape)
+        network = nn.Sequential(nn.Linear(seen, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent))
+        super().__init__(seen, latent, hidden, image_shape, likelihood, network)
+        self.seen_shape = tuple(seen_shape)
+
+    def embed(
+        self, y: Tensor | None, batch: Sequence[int] | None = None
+    ) -> Float[Tensor, "... seen"]:
+        """The pixels that are shown, in a row."""
+        wanted = tuple(self.seen_shape)
         if (
             not isinstance(y, Tensor)
-            or y.dtype == torch.bool
-            or not torch.can_cast(y.dtype, torch.int64)
+            or not y.is_floating_point()
+            or tuple(y.shape[-3:]) != wanted
+            or (batch is not None and y.shape[:-3] != tuple(batch))
         ):
-            kind = y.dtype if isinstance(y, Tensor) else type(y).__name__
-            raise ValueError(f"y: expected labels as a tensor of whole numbers, got {kind}")
-        y = y.long()  # the 300 of 300 classes would become 44 beside a uint8
-        if batch is not None and y.shape != tuple(batch):
+            found = f"{tuple(y.shape)} of {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
+            each = "..." if batch is None else ", ".join(map(str, batch))
             raise ValueError(
-                f"y: expected a label for each image, shape {tuple(batch)}, got {tuple(y.shape)}"
+                f"y: expected the part that is seen of each image, shape "
+                f"({each}, {', '.join(map(str, wanted))}), got {found}"
             )
-        outside = y[(y < 0) | (y >= self.classes)]
-        if outside.numel():
-            raise ValueError(
-                f"y: expected labels from 0 to {self.classes - 1}, got {outside[0].item()}"
-            )
-        return one_hot(y, self.classes).to(next(self.parameters()))
+        return y.flatten(-3)

@@ -18,6 +18,7 @@ from vae_book.data import Images, binarize
 from vae_book.device import describe, seeded, standard_normal
 from vae_book.evaluation import test_bound
 from vae_book.models import VAE
+from vae_book.objectives import Objective
 
 
 @dataclass
@@ -81,13 +82,14 @@ def fit(
     lr: float = 1e-3,
     seed: int = 0,
     n_samples: int = 1,
+    objective: Objective | None = None,
     resample: bool = False,
     held_out: Images | None = None,
     checkpoint: Path | str | None = None,
     resume: bool = False,
     on_epoch: Callable[[History], None] | None = None,
 ) -> History:
-    """Train a model by maximizing the ELBO with Adam.
+    """Train a model by maximizing the ELBO, or another objective, with Adam.
 
     Equation ``eq-loss``; Kingma and Welling (2014), algorithm 1. The noise comes from the CPU, a
     stream of its own for each epoch, so that a seed means the same run on every device. Under
@@ -102,6 +104,7 @@ def fit(
         lr: Adam's step size.
         seed: of the order of the images and of all noise.
         n_samples: draws of z for each image and step; one is enough (chapter 7).
+        objective: what to minimize; None takes the negative ELBO (others: chapter 10).
         resample: make the images binary, afresh in each step, instead of using the gray levels.
         held_out: images on which to measure the bound after each epoch.
         checkpoint: a file to write after each epoch.
@@ -116,6 +119,12 @@ def fit(
     """
     positive = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "n_samples": n_samples}
     _check(model, data, held_out, seed, positive)
+    objective = objective or Objective()
+    if objective.penalty == "naive" and getattr(model, "prior_network", None) is not None:
+        raise ValueError(
+            "objective: expected the penalty 'kl' for a model that learns its prior, which the "
+            "naive penalty leaves untrained"
+        )
     if resume and checkpoint is None:
         raise ValueError("resume: expected a checkpoint to go on from, got none")
     lr = float(lr)  # a number of numpy's would spoil the checkpoint
@@ -126,6 +135,7 @@ def fit(
         "lr": lr,
         "seed": seed,
         "n_samples": n_samples,
+        "objective": asdict(objective),
         "resample": resample,
         "source": data.source,
         "images": len(data),
@@ -139,7 +149,16 @@ def fit(
     for epoch in range(history.epochs, epochs):
         start = time.perf_counter()
         reconstruction, kl = _train_epoch(
-            model, replica, data, optimizer, batch_size, seeded(seed, epoch), n_samples, resample
+            model,
+            replica,
+            data,
+            optimizer,
+            batch_size,
+            seeded(seed, epoch),
+            n_samples,
+            resample,
+            objective,
+            epoch,
         )
         if not math.isfinite(reconstruction + kl):
             raise ValueError(
@@ -170,6 +189,8 @@ def _train_epoch(
     generator: torch.Generator,
     n_samples: int,
     resample: bool,
+    objective: Objective,
+    epoch: int,
 ) -> tuple[float, float]:
     """One pass over the data; returns the average reconstruction term and KL, in nats."""
     device = data.images.device
@@ -184,9 +205,9 @@ def _train_epoch(
         x = data.images[batch]
         x = (binarize(x, generator) if resample else x)[share]
         y = data.labels[batch][share] if model.conditional else None
-        params, mu, log_var = replica(x, noise[:, share], *condition(model, y))
-        terms = elbo_terms(model.likelihood, x, params, mu, log_var, *model.prior(y))
-        loss = -terms.value.sum() * world / len(batch)
+        params, mu, log_var, *prior = replica(x, noise[:, share], *condition(model, y))
+        terms = elbo_terms(model.likelihood, x, params, mu, log_var, *prior)
+        loss = objective(terms, mu, log_var, epoch).sum() * world / len(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -217,10 +238,10 @@ def _check(
             )
         if images is not None and model.conditional:
             n, labels = len(images), images.labels
-            if labels.shape != (n,) or labels.device != where.device:
+            if len(labels) != n or labels.device != where.device:
                 raise ValueError(
-                    f"{name}: expected labels of shape ({n},) on {where.device}, got "
-                    f"{tuple(labels.shape)} on {labels.device}"
+                    f"{name}: expected {n} labels on {where.device}, got {len(labels)} on "
+                    f"{labels.device}"
                 )
     seeded(seed)
     if held_out is not None:  # what cannot be measured is refused now, not after an epoch

@@ -1,15 +1,55 @@
 """The site as its readers get it: built once, from the committed notebooks, outside the tree."""
 
 import functools
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).parents[2]
+FLAGS = [
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-sync",
+    "--no-first-run",
+    "--no-sandbox",
+]
+
+# Text whose contrast with what is behind it is below 4.5 to 1 (WCAG 2, level AA). A canvas of one
+# pixel mixes transparent colors, and understands every notation of a color.
+HARD_TO_READ = """() => {
+  const canvas = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});
+  const luminance = colors => {
+    canvas.clearRect(0, 0, 1, 1);
+    for (const color of ['white', ...colors]) {
+      canvas.fillStyle = color;
+      canvas.fillRect(0, 0, 1, 1);
+    }
+    const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map(
+      c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = e => e ? [...behind(e.parentElement), getComputedStyle(e).backgroundColor] : [];
+  const contrast = e => {
+    const [low, high] = [behind(e), [...behind(e), getComputedStyle(e).color]]
+      .map(luminance).sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+  };
+  const own = e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim());
+  const shown = e => e.checkVisibility({checkOpacity: true, checkVisibilityCSS: true});
+  return [...document.querySelectorAll('article *:not(mjx-assistive-mml *)')]
+    .filter(e => (own(e) || e.tagName === 'MJX-CONTAINER') && shown(e) && contrast(e) < 4.5)
+    .map(e => `${contrast(e).toFixed(2)}: ${e.outerHTML.slice(0, 100)}`);
+}"""
 
 
 def _pages(entry: dict) -> list[str]:
@@ -76,3 +116,55 @@ def page(site, parsed, docname):
 def article(page):
     """What the author wrote, without the theme's frame."""
     return page.select_one("article.bd-article")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = os.environ.get("VAE_BOOK_BROWSER") or next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip(
+            "no browser: install one (Debian: apt install chromium), or set VAE_BOOK_BROWSER to "
+            "the path of a Chromium or Chrome"
+        )
+    # Not for the whole session: the event loop of playwright would get in the way of other tests.
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Opened(NamedTuple):
+    """A page in the browser, and what went wrong there."""
+
+    page: Page
+    problems: list[str]
+
+
+@pytest.fixture(scope="module")
+def open_page(browser):
+    """Open an address in a window of its own, with playwright's options for that."""
+
+    def open_it(address: str, **options) -> Opened:
+        page, problems = browser.new_page(reduced_motion="reduce", **options), []
+        page.on("console", lambda m: m.type in ("error", "warning") and problems.append(m.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("requestfailed", lambda request: problems.append(f"not loaded: {request.url}"))
+        page.on(
+            "request",
+            lambda request: (
+                request.url.startswith(("file:", "data:", "blob:"))
+                or problems.append(f"from elsewhere: {request.url}")
+            ),
+        )
+        page.goto(address)
+        page.evaluate("window.MathJax?.startup?.promise?.then(() => null)")
+        return Opened(page, problems)
+
+    return open_it
+
+
+@pytest.fixture(scope="session")
+def hard_to_read():
+    """The text of a page whose contrast is too low."""
+    return lambda page: page.evaluate(HARD_TO_READ)

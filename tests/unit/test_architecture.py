@@ -14,9 +14,10 @@ LAYERS = [
     {"divergences"},
     {"bayes", "data", "models"},
     {"bounds"},
-    {"checkpoints", "evaluation"},
+    {"checkpoints", "evaluation", "objectives"},
     {"training"},
-    {"commands", "figures"},
+    {"clinic", "commands", "figures"},
+    {"explorer"},
     {"__main__"},
 ]
 

@@ -2,6 +2,7 @@
 
 import base64
 import importlib.util
+import json
 from pathlib import Path
 
 import nbformat
@@ -96,3 +97,15 @@ def test_what_decides_about_a_second_run(book, monkeypatch):
     assert key != book.inputs_key(tagged, "CPU")
     monkeypatch.setenv("VAE_BOOK_DATASET", "full")
     assert key != book.inputs_key(notebook, "CPU")
+
+
+def test_the_page_of_full_mnist_is_that_of_the_measurement_and_misses_no_chapter():
+    spec = importlib.util.spec_from_file_location("full", ROOT / "tools" / "full.py")
+    full = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(full)
+    found = json.loads(full.RESULTS.read_text())
+    assert full.PAGE.read_text() == full.page(found)
+    assert sorted(found) == sorted(path.stem for path in full.trained_chapters())
+    for path in full.trained_chapters():
+        here = full.printed(nbformat.read(path, as_version=4))
+        assert len(found[path.stem]["printed"]) == len(here), path.stem

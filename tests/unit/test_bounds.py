@@ -18,12 +18,19 @@ from torch.distributions import Normal, kl_divergence
 
 from vae_book import evaluation
 from vae_book.bayes import LinearGaussian
-from vae_book.bounds import Elbo, condition, elbo, elbo_terms, importance_weighted_bound
+from vae_book.bounds import (
+    Elbo,
+    condition,
+    elbo,
+    elbo_terms,
+    importance_weighted_bound,
+    log_weights,
+)
 from vae_book.data import Images
 from vae_book.device import seeded
 from vae_book.evaluation import test_bound
 from vae_book.likelihoods import Bernoulli, Gaussian
-from vae_book.models import CVAE, VAE
+from vae_book.models import CVAE, VAE, CompletionVAE
 from vae_book.monte_carlo import average, log_average
 
 EVERY_IMAGE = torch.tensor(
@@ -45,9 +52,13 @@ def small(latent=1, kind=VAE, **options):
         for weight in model.parameters():
             weight.data *= 2
         if options.get("learned_prior"):
-            torch.nn.init.normal_(model.prior_mu)
-            torch.nn.init.normal_(model.prior_log_var)
+            torch.nn.init.normal_(model.prior_network.weight, std=0.5)
     return model
+
+
+def priors(model):
+    """Means and log-variances of p(z | y), a row for each label."""
+    return model.prior_network.weight.T.chunk(2, dim=1)
 
 
 @torch.no_grad()
@@ -57,7 +68,8 @@ def log_joint(model, y=None):
     if y is not None:
         given = (torch.tensor(y),)
         if model.learned_prior:
-            mean, std = model.prior_mu[y].item(), math.exp(model.prior_log_var[y].item() / 2)
+            means, log_vars = priors(model)
+            mean, std = means[y].item(), math.exp(log_vars[y].item() / 2)
     logits = model.decode(torch.from_numpy(GRID)[:, None], *given).numpy()
     log_likelihood = bernoulli.logpmf(EVERY_IMAGE.numpy()[:, None], 1 / (1 + np.exp(-logits)))
     return log_likelihood.sum(axis=(2, 3, 4)) + norm.logpdf(GRID, mean, std)
@@ -158,6 +170,7 @@ def test_more_samples_are_less_noisy_about_the_same_value():
 def test_there_is_one_number_for_each_image(samples):
     terms = elbo(small(), EVERY_IMAGE, noise(*samples, 16, 1))
     assert terms.log_likelihood.shape == terms.kl.shape == terms.value.shape == (16,)
+    assert terms.unit_kl.shape == (16, 1)
 
 
 def test_terms_are_those_of_what_the_model_puts_out():
@@ -167,7 +180,9 @@ def test_terms_are_those_of_what_the_model_puts_out():
 
 
 def test_the_value_is_likelihood_less_divergence():
-    assert Elbo(torch.tensor([-5.0]), torch.tensor([2.0])).value.item() == -7
+    terms = Elbo(torch.tensor([-5.0, -1.0]), torch.tensor([[0.5, 1.5], [0.25, 0.0]]))
+    assert terms.kl.tolist() == [2, 0.25]
+    assert terms.value.tolist() == [-7, -1.25]
 
 
 def test_gradients_agree_with_finite_differences():
@@ -239,13 +254,34 @@ def test_each_image_is_scored_given_its_own_label(agree, learned_prior):
         mu, log_var = model.encode(x, y)
         q, p = Normal(mu, log_var.exp().sqrt()), Normal(torch.zeros_like(mu), 1.0)
         if learned_prior:
-            p = Normal(model.prior_mu[y], model.prior_log_var[y].exp().sqrt())
+            means, log_vars = priors(model)
+            p = Normal(means[y], log_vars[y].exp().sqrt())
         logits = [model.decode(q.mean + q.stddev * sample, y) for sample in eps[:, row]]
         scores = [torch.distributions.Bernoulli(logits=z).log_prob(x).sum() for z in logits]
         kl = kl_divergence(q, p).sum()
         agree(terms.log_likelihood[row], torch.stack(scores).mean())
         agree(terms.kl[row], kl)
         agree(terms.value[row], torch.stack(scores).mean() - kl)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("learned_prior", [None, False, True])
+def test_the_divergence_is_known_for_each_unit(learned_prior):
+    model = small(3) if learned_prior is None else given(3, learned_prior=learned_prior)
+    told = () if learned_prior is None else (LABELS,)
+    terms = elbo(model, EVERY_IMAGE, noise(16, 3), **dict(zip("y", told, strict=False)))
+    mu, log_var = model.encode(EVERY_IMAGE, *told)
+    means, log_vars = torch.zeros(2, 16, 3, dtype=torch.float64)
+    if learned_prior:
+        means, log_vars = (each[LABELS] for each in priors(model))
+    for j in range(3):
+        q, p = (
+            Normal(mean[:, j], log_variance[:, j].exp().sqrt())
+            for mean, log_variance in ((mu, log_var), (means, log_vars))
+        )
+        torch.testing.assert_close(terms.unit_kl[:, j], kl_divergence(q, p))
+    torch.testing.assert_close(terms.kl, sum(terms.unit_kl[:, j] for j in range(3)))
+    torch.testing.assert_close(terms.value, terms.log_likelihood - terms.kl)
 
 
 def linear_gaussian():
@@ -261,7 +297,7 @@ def linear_gaussian():
     precision = A @ A / s2 + 1 / v
     for weight in model.parameters():
         weight.data.zero_()
-    model.prior_mu.data[:, 0], model.prior_log_var.data[:] = m, math.log(v)
+    model.prior_network.weight.data[0], model.prior_network.weight.data[1] = m, math.log(v)
     model.decoder[0].weight.data[:2, 0] = pair
     model.decoder[0].weight.data[2:, 1:] = pair[:, None] * u
     model.decoder[2].weight.data[:] = torch.cat([A[:, None] * pair, B[:, None] * pair], dim=1)
@@ -309,30 +345,33 @@ def test_the_gradient_of_the_learned_prior_is_that_of_the_divergence():
     y = LABELS % 2  # no image of the third label
     elbo(model, EVERY_IMAGE, noise(3, 16, 2), y=y).value.sum().backward()
     mu, log_var = (each.detach() for each in model.encode(EVERY_IMAGE, y))
-    m, v = model.prior_mu.detach(), model.prior_log_var.detach().exp()
+    m, v = priors(model)[0].detach(), priors(model)[1].detach().exp()
+    m_grad, log_v_grad = model.prior_network.weight.grad.T.chunk(2, dim=1)
     for label in range(3):
         off, var = mu[y == label] - m[label], log_var[y == label].exp()
         by_mean = (off / v[label]).sum(0)
         by_log_var = ((var + off**2) / v[label] - 1).sum(0) / 2
-        torch.testing.assert_close(model.prior_mu.grad[label], by_mean)
-        torch.testing.assert_close(model.prior_log_var.grad[label], by_log_var)
-    assert not model.prior_mu.grad[2].any()
-    assert model.prior_mu.grad[:2].all()
+        torch.testing.assert_close(m_grad[label], by_mean)
+        torch.testing.assert_close(log_v_grad[label], by_log_var)
+    assert not m_grad[2].any()
+    assert m_grad[:2].all()
 
 
 def test_gradients_given_labels_agree_with_finite_differences():
     model, eps, step = given(latent=2, learned_prior=True), noise(2, 16, 2), 1e-6
     elbo(model, EVERY_IMAGE, eps, y=LABELS).value.sum().backward()
     # The last columns belong to the labels.
-    for name in ("encoder.0.weight", "decoder.0.weight", "prior_mu", "prior_log_var"):
-        weight, values = model.get_parameter(name), []
+    for part in ("encoder.0", "decoder.0", "prior_network"):
+        weight, values = model.get_parameter(f"{part}.weight"), []
         with torch.no_grad():
-            for shift in (step, -2 * step):
-                weight[0, -1] += shift
-                values.append(elbo(model, EVERY_IMAGE, eps, y=LABELS).value.sum().item())
-        slope = (values[0] - values[1]) / (2 * step)
-        assert weight.grad[0, -1].item() == pytest.approx(slope, rel=1e-5)
-        assert abs(slope) > 1e-3
+            for row in weight:
+                for shift in (step, -2 * step, step):
+                    row[-1] += shift
+                    values.append(elbo(model, EVERY_IMAGE, eps, y=LABELS).value.sum())
+        up, down, _ = torch.stack(values).reshape(-1, 3).T
+        slopes = (up - down) / (2 * step)
+        torch.testing.assert_close(weight.grad[:, -1], slopes, rtol=1e-5, atol=1e-7)
+        assert slopes.abs().max() > 1e-1
 
 
 @torch.no_grad()
@@ -342,9 +381,9 @@ def test_noise_for_a_model_of_labels_comes_from_the_generator(learned_prior):
     x, eps = EVERY_IMAGE.float(), torch.randn(5, 16, 3, generator=seeded(2))
     expected = elbo(model, x, eps, y=LABELS)
     drawn = elbo(model, x, y=LABELS, n_samples=5, generator=seeded(2))
-    for one, other in zip(drawn, expected, strict=True):
-        assert torch.equal(one, other)
-    terms = elbo_terms(model.likelihood, x, *model(x, eps, LABELS), *model.prior(LABELS))
+    assert torch.equal(drawn.log_likelihood, expected.log_likelihood)
+    assert torch.equal(drawn.unit_kl, expected.unit_kl)
+    terms = elbo_terms(model.likelihood, x, *model(x, eps, LABELS))
     assert torch.equal(terms.value, expected.value)
 
 
@@ -355,6 +394,7 @@ def test_there_is_one_number_for_each_image_and_label(samples, n):
     model = given(latent=2, learned_prior=True)
     terms = elbo(model, EVERY_IMAGE[:n], noise(*samples, n, 2), y=LABELS[:n])
     assert terms.log_likelihood.shape == terms.kl.shape == terms.value.shape == (n,)
+    assert terms.unit_kl.shape == (n, 2)
 
 
 @pytest.mark.usefixtures("shapes_unchecked")
@@ -387,9 +427,147 @@ def test_held_out_images_are_measured_given_their_labels(monkeypatch, learned_pr
         for part in (slice(0, 4), slice(4, 8), slice(8, 10))
     ]
     assert bound.value == pytest.approx(-torch.cat(values).mean().item(), rel=1e-6)
-    assert bound.protocol.quantity == "negative ELBO given the label, K=2"
+    assert bound.protocol.quantity == "negative ELBO given y, K=2"
     shuffled = test_bound(model, Images(x, y.flip(0), "noise", "test"), n_samples=2, seed=5)
     assert shuffled.value != bound.value
+
+
+# Given a part of the image ------------------------------------------------------------------------
+
+
+def cut(latent=2):
+    """A CompletionVAE, six binary images of three parts, 2 x 1 each, and what is seen of them."""
+    model = small(latent, CompletionVAE, image_shape=(3, 2, 1), seen_shape=(1, 2, 1))
+    whole = noise(6, 4, 2, 1).sigmoid().round()
+    return model, whole[:, 1:], noise(6, 1, 2, 1).sigmoid()
+
+
+@torch.no_grad()
+@pytest.mark.equation("eq-conditional-elbo", route="torch.distributions, parts seen", rel=1e-10)
+def test_each_image_is_scored_given_what_is_seen_of_it(agree):
+    (model, x, y), eps = cut(3), noise(7, 6, 3)
+    terms = elbo(model, x, eps, y=y)
+    for row in range(6):
+        (mu, log_var), (mean, log_variance) = model.encode(x[row], y[row]), model.prior(y[row])
+        q, p = Normal(mu, log_var.exp().sqrt()), Normal(mean, log_variance.exp().sqrt())
+        logits = [model.decode(q.mean + q.stddev * sample, y[row]) for sample in eps[:, row]]
+        scores = [torch.distributions.Bernoulli(logits=z).log_prob(x[row]).sum() for z in logits]
+        agree(terms.log_likelihood[row], torch.stack(scores).mean())
+        agree(terms.unit_kl[row], kl_divergence(q, p))
+        agree(terms.value[row], torch.stack(scores).mean() - kl_divergence(q, p).sum())
+
+
+def test_every_weight_of_the_prior_of_what_is_seen_is_trained():
+    model, x, y = cut()
+    elbo(model, x, noise(6, 2), y=y).value.sum().backward()
+    without = {name for name, weight in model.named_parameters() if not weight.grad.any()}
+    assert without == set()
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_what_is_seen_goes_to_models_that_are_told_it():
+    model, x, y = cut()
+    with pytest.raises(ValueError, match=r"^y: expected .* got None"):
+        elbo(model, x)
+    for wrong in (y[:5], y[:, None], y.mT, y > 0, LABELS[:6], y.tolist()):
+        with pytest.raises(ValueError, match=r"^y: expected the part that is seen"):
+            elbo(model, x, y=wrong)
+        with pytest.raises(ValueError, match=r"^y: expected the part that is seen"):
+            log_weights(model, x, noise(3, 6, 2), y=wrong)
+
+
+# The weights of draws -----------------------------------------------------------------------------
+
+
+def told(kind):
+    """A model with two z, images, and what it is told about them."""
+    if kind == "part":
+        model, x, y = cut()
+        return model, x, {"y": y}
+    if kind == "nothing":
+        return small(2), EVERY_IMAGE, {}
+    return given(2, learned_prior=kind == "label, learned prior"), EVERY_IMAGE, {"y": LABELS}
+
+
+KINDS = ["nothing", "label", "label, learned prior", "part"]
+
+
+@torch.no_grad()
+@pytest.mark.equation("eq-iw-bound", route="densities of torch.distributions", rel=1e-10, abs=1e-10)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_weight_is_the_joint_density_over_that_of_the_draw(agree, kind):
+    model, x, y = told(kind)
+    eps = noise(5, len(x), 2)
+    weights = log_weights(model, x, eps, **y)
+    assert weights.shape == (5, len(x))
+    for i in range(len(x)):
+        its = [each[i] for each in y.values()]
+        mu, log_var = model.encode(x[i], *its)
+        q, p = Normal(mu, log_var.exp().sqrt()), Normal(torch.zeros_like(mu), 1.0)
+        if kind in KINDS[2:]:
+            mean, log_variance = model.prior(*its)
+            p = Normal(mean, log_variance.exp().sqrt())
+        for k in range(5):
+            z = mu + log_var.exp().sqrt() * eps[k, i]
+            pixels = torch.distributions.Bernoulli(logits=model.decode(z, *its))
+            log_joint = pixels.log_prob(x[i]).sum() + p.log_prob(z).sum()
+            agree(weights[k, i], log_joint - q.log_prob(z).sum())
+
+
+@torch.no_grad()
+@pytest.mark.equation("eq-elbo-jensen", route="elbo with equally likely noise", standard_errors=4)
+@pytest.mark.parametrize("learned_prior", [None, False, True])
+def test_log_weights_are_the_bound_on_average(agree, learned_prior):
+    model = small() if learned_prior is None else given(learned_prior=learned_prior)
+    y, n = {} if learned_prior is None else {"y": LABELS}, 10_000
+    eps = torch.from_numpy(norm.ppf((np.arange(n) + 0.5) / n)).reshape(n, 1, 1).expand(n, 16, 1)
+    agree(
+        average(log_weights(model, EVERY_IMAGE, noise(n, 16, 1), **y)),
+        elbo(model, EVERY_IMAGE, eps, **y).value,
+    )
+
+
+@torch.no_grad()
+@pytest.mark.equation("eq-elbo-jensen", route="sums over a grid of z, by scipy", standard_errors=4)
+@pytest.mark.parametrize("learned_prior", [None, False, True])
+def test_the_average_weight_is_the_evidence(agree, learned_prior):
+    if learned_prior is None:
+        model, y, log_p = small(), {}, log_evidence(small())
+    else:
+        model, y = given(learned_prior=learned_prior), {"y": LABELS}
+        by_label = np.stack([log_evidence(model, label) for label in range(3)])
+        log_p = by_label[LABELS, np.arange(16)]
+    # From a wider q, so that no weight is much larger than the others.
+    model.to_log_var.bias += 1
+    weights = log_weights(model, EVERY_IMAGE, noise(20_000, 16, 1), **y)
+    agree(log_average(weights), log_p)
+
+
+@torch.no_grad()
+def test_with_the_exact_posterior_all_weights_are_the_evidence():
+    model, means, covariance = linear_gaussian()
+    x, y = 2 * noise(6, 1, 2, 2), torch.arange(6) % 3
+    exact = [
+        multivariate_normal.logpdf(image.flatten(), means[label], covariance)
+        for image, label in zip(x, y, strict=True)
+    ]
+    weights = log_weights(model, x, noise(9, 6, 1), y=y)
+    torch.testing.assert_close(weights, torch.tensor(exact).expand(9, 6), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_weights_need_images_noise_and_labels_that_fit():
+    plain, conditional, eps = small(), given(), noise(5, 16, 1)
+    with pytest.raises(ValueError, match=r"^x: expected images of shape"):
+        log_weights(plain, torch.zeros(16, 1, 4, 1), eps)
+    with pytest.raises(ValueError, match="eps: expected"):
+        log_weights(plain, EVERY_IMAGE, noise(5, 4, 1))
+    with pytest.raises(ValueError, match=r"^y: expected None, since a VAE takes no labels"):
+        log_weights(plain, EVERY_IMAGE, eps, y=LABELS)
+    with pytest.raises(ValueError, match=r"^y: expected labels, since .* got None"):
+        log_weights(conditional, EVERY_IMAGE, eps)
+    with pytest.raises(ValueError, match=r"^y: expected a label for each image"):
+        log_weights(conditional, EVERY_IMAGE, eps, y=LABELS[:15])
 
 
 # Several draws ------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import torch
 import torchvision.datasets
 from PIL import Image
 
-from vae_book.data import DataError, binarize, data_directory, load_mnist
+from vae_book.data import DataError, Images, binarize, data_directory, load_mnist, quadrants, whole
 
 FULL = data_directory()
 needs_full = pytest.mark.skipif(
@@ -465,6 +465,65 @@ def test_a_picture_that_cannot_be_read_is_named(folder):
     cut(folder / "cat" / "7.png")
     with pytest.raises(DataError, match=r"cat.7\.png cannot be read as an image"):
         load(source=str(folder))
+
+
+# Quarters -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seen", [1, 2, 3])
+def test_digits_are_cut_into_quarters_and_put_together_again(seen):
+    data = load("test")
+    cut = quadrants(data, seen)
+    assert cut.images.shape == (500, 4 - seen, 14, 14)
+    assert cut.labels.shape == (500, seen, 14, 14)
+    assert torch.equal(whole(cut.labels, cut.images), data.images)
+    assert torch.equal(whole(cut.labels[7], cut.images[7]), data.images[7])
+    several = torch.stack([cut.images, cut.images.flip(0)])  # two completions of each
+    found = whole(cut.labels.expand(2, *cut.labels.shape), several)
+    assert found.shape == (2, 500, 1, 28, 28)
+    assert torch.equal(found[0], data.images)
+    assert (len(cut), cut.source, cut.split) == (500, "bundled", "test")
+    assert data.labels.shape == (500,)  # the data themselves are as before
+
+
+@pytest.mark.parametrize("seen", [1, 2, 3])
+def test_the_quarters_go_clockwise_from_the_bottom_left(seen):
+    data = load("test")
+    images = data.images.numpy()[:, 0]
+    corners = [np.s_[:, 14:, :14], np.s_[:, :14, :14], np.s_[:, :14, 14:], np.s_[:, 14:, 14:]]
+    in_order = np.stack([images[corner] for corner in corners], axis=1)
+    cut = quadrants(data, seen)
+    assert np.array_equal(cut.labels, in_order[:, :seen])
+    assert np.array_equal(cut.images, in_order[:, seen:])
+    default = quadrants(data)
+    assert np.array_equal(default.labels, in_order[:, :1])
+
+
+def test_images_of_other_even_sizes_have_quarters():
+    small = Images(torch.arange(48.0).reshape(2, 1, 4, 6), torch.zeros(2), "numbers", "train")
+    cut = quadrants(small, 2)
+    assert cut.images[0].tolist() == [[[3, 4, 5], [9, 10, 11]], [[15, 16, 17], [21, 22, 23]]]
+    assert cut.labels[0].tolist() == [[[12, 13, 14], [18, 19, 20]], [[0, 1, 2], [6, 7, 8]]]
+    assert torch.equal(whole(cut.labels, cut.images), small.images)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_what_cannot_be_cut_into_quarters_is_refused():
+    data = load("test")
+    for seen in (0, 4, -1, 1.5):
+        with pytest.raises(ValueError, match=f"^seen: expected 1, 2 or 3 quarters, got {seen}$"):
+            quadrants(data, seen)
+    for shape in [(5, 3, 4, 4), (5, 1, 3, 4), (5, 1, 4, 3), (5, 1, 27, 27)]:
+        with pytest.raises(ValueError, match=r"^data: expected images of one channel .* got \(5"):
+            quadrants(data.with_images(torch.zeros(shape)))
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_a_whole_has_four_quarters():
+    for seen, rest in [(1, 2), (2, 3), (0, 0)]:
+        parts = torch.zeros(5, seen, 2, 2), torch.zeros(5, rest, 2, 2)
+        with pytest.raises(ValueError, match=f"^seen and rest: .* got {seen} and {rest}$"):
+            whole(*parts)
 
 
 # Binary images ------------------------------------------------------------------------------------

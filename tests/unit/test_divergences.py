@@ -30,6 +30,7 @@ from vae_book.divergences import (
     discrete_kl,
     gaussian_kl,
     gaussian_kl_full,
+    gaussian_unit_kl,
     kl_monte_carlo,
     kl_quadrature,
     kl_riemann,
@@ -392,6 +393,26 @@ def test_too_few_draws_are_refused():
 )
 def test_the_divergence_of_two_gaussians_is_the_integral(agree, parameters):
     agree(gaussian_kl(*columns([parameters])), double(integral(*parameters)))
+
+
+@pytest.mark.equation("eq-gaussian-kl-univariate", route="scipy.integrate.quad", rel=1e-9)
+def test_the_divergence_of_each_unit_is_its_own_integral(agree):
+    units = [(0.7, -1.2, 0.0, 0.0), (-2.0, 0.5, 1.0, 1.5), (0.1, 0.0, 0.1, -0.7)]
+    expected = [integral(*unit) for unit in units]
+    agree(gaussian_unit_kl(*columns(units)), double(expected))
+    mu, log_var, *_ = columns(units)
+    agree(gaussian_unit_kl(mu[:1], log_var[:1]), double(expected[:1]))  # the prior is N(0, I)
+
+
+@repeatable
+@given(rows)
+def test_the_divergence_of_each_unit_agrees_with_torch_distributions(rows):
+    mu, log_var, prior_mu, prior_log_var = columns(rows)
+    q, p = Normal(mu, log_var.exp().sqrt()), Normal(prior_mu, prior_log_var.exp().sqrt())
+    units = gaussian_unit_kl(mu, log_var, prior_mu, prior_log_var)
+    torch.testing.assert_close(units, kl_divergence(q, p), rtol=1e-12, atol=1e-12)
+    total = gaussian_kl(mu, log_var, prior_mu, prior_log_var)
+    torch.testing.assert_close(units.sum(), total, rtol=1e-12, atol=0)
 
 
 @pytest.mark.equation("eq-gaussian-kl-diagonal", route="scipy.integrate.quad", rel=1e-9)

@@ -1,16 +1,23 @@
-"""`test_bound` is an average over images with a standard error and the protocol of its making."""
+"""What is measured is what it is said to be, with a standard error and the protocol of its making.
+
+Densities and divergences come from scipy and torch.distributions, integrals over z from sums.
+"""
 
 import json
+import math
 import statistics
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
-from scipy.stats import f
+from scipy.stats import f, multivariate_normal
 from torch.distributions import (
     Bernoulli,
     Categorical,
     Independent,
     MixtureSameFamily,
+    MultivariateNormal,
     Normal,
     kl_divergence,
 )
@@ -19,10 +26,22 @@ from torch.nn.functional import one_hot
 from vae_book import evaluation
 from vae_book.data import Images
 from vae_book.device import describe
-from vae_book.evaluation import class_log_bounds, class_posterior, test_bound
+from vae_book.divergences import kl_riemann
+from vae_book.evaluation import (
+    Units,
+    active_units,
+    aggregated_kl_bound,
+    class_log_bounds,
+    class_posterior,
+    log_likelihood,
+    posteriors,
+    test_bound,
+    unit_statistics,
+)
 from vae_book.likelihoods import Bernoulli as BlackAndWhite
-from vae_book.models import CVAE, VAE
-from vae_book.monte_carlo import average
+from vae_book.likelihoods import Gaussian
+from vae_book.models import CVAE, VAE, CompletionVAE
+from vae_book.monte_carlo import Estimate, average
 
 
 def data(n=10, seed=0, binary=False):
@@ -162,7 +181,19 @@ def test_needs_two_images_and_a_sample(model):
         test_bound(model, data(), n_samples=0)
 
 
-# Every label -------------------------------------------------------------------------------------
+# The log-likelihood -------------------------------------------------------------------------------
+
+
+def small_vae(kind=VAE, latent=1, shape=(1, 3, 4), **options):
+    """A model of binary images in which z matters; a prior that is learned is as if it had been."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = kind(latent, 8, shape, BlackAndWhite(), **options).double()
+        if getattr(model, "prior_network", None) is not None:
+            for weight in model.prior_network.parameters():
+                torch.nn.init.normal_(weight, std=0.5)
+    model.decoder[0].weight.data[:, :latent] *= 4
+    return model
 
 
 def small_cvae(latent=1, shape=(1, 3, 4), **options):
@@ -175,6 +206,356 @@ def small_images(n=5):
     return torch.rand(n, 1, 3, 4, generator=torch.Generator().manual_seed(1)).round().double()
 
 
+def several(kind, n=5):
+    """A model with two z, and n different images with what it is told about them."""
+    if kind == "part":
+        model = small_vae(CompletionVAE, 2, (2, 3, 2), seen_shape=(1, 3, 2))
+        draw = torch.Generator().manual_seed(2)
+        x, y = small_images(n).reshape(n, 2, 3, 2), torch.rand(n, 1, 3, 2, generator=draw).double()
+        return model, Images(x, y, "noise", "test")
+    options = {"kind": CVAE, "classes": 3, "learned_prior": True} if kind == "label" else {}
+    model = small_vae(latent=2, **options)
+    return model, Images(small_images(n), torch.arange(n) % 3, "noise", "test")
+
+
+KINDS = ["nothing", "label", "part"]
+
+
+def copies(x, y, n):
+    """The same image n times: what differs between them is the noise alone."""
+    return Images(x.expand(n, *x.shape), y.expand(n, *y.shape), "noise", "test")
+
+
+def linear_gaussian():
+    """A VAE with p(x | z) = N(A z + c, s^2 I), so that log p(x) is known; its q is a little off.
+
+    A pair of ReLU units, relu(t) - relu(-t), passes a number on.
+    """
+    model = VAE(1, 2, (1, 2, 2), Gaussian(0.7)).double().requires_grad_(False)
+    A, c = torch.tensor([[1.0, -0.5, 0.3, 0.8], [0.2, 0.0, -1.0, 0.5]]).double()
+    pair, s2 = torch.tensor([1.0, -1.0]).double(), 0.7**2
+    precision = 1 + A @ A / s2
+    for weight in model.parameters():
+        weight.zero_()
+    model.encoder[1].weight[:] = torch.outer(pair, A / s2 / precision)
+    model.encoder[1].bias[:] = -pair * (c @ A / s2 / precision)
+    model.to_mu.weight[0], model.to_mu.bias[0] = pair, 0.15
+    model.to_log_var.bias[0] = 0.3 - precision.log()
+    model.decoder[0].weight[:, 0] = pair
+    model.decoder[2].weight[:] = torch.outer(A, pair)
+    model.decoder[2].bias[:] = c
+    return model, c, torch.outer(A, A) + s2 * torch.eye(4)
+
+
+@pytest.mark.equation("eq-iw-bound", route="the exact log p(x), by scipy", standard_errors=4)
+@pytest.mark.parametrize(("from_prior", "n_samples"), [(False, 2000), (True, 20_000)])
+@pytest.mark.parametrize("x", [[0.5, 0.0, -1.0, 1.0], [2.0, -1.0, 0.0, 1.5]])
+def test_with_many_draws_the_estimate_is_the_log_likelihood(agree, x, from_prior, n_samples):
+    model, mean, covariance = linear_gaussian()
+    data = copies(torch.tensor(x).double().reshape(1, 2, 2), torch.tensor(0), 20)
+    found = log_likelihood(model, data, n_samples=n_samples, from_prior=from_prior)
+    agree(
+        Estimate(found.value, found.standard_error),
+        -multivariate_normal.logpdf(x, mean, covariance),
+    )
+    assert found.standard_error < 0.01
+
+
+@torch.no_grad()
+@pytest.mark.equation("eq-iw-bound", route="integrals over z by the trapezoid", standard_errors=4)
+@pytest.mark.parametrize(("from_prior", "n_samples"), [(False, 5000), (True, 20_000)])
+@pytest.mark.parametrize("kind", ["nothing", "label, N(0, I)", "label", "part"])
+def test_with_many_draws_it_is_the_integral_over_z(agree, kind, from_prior, n_samples):
+    z, x = torch.linspace(-10, 10, 8001).double()[:, None], small_images()[0]
+    y, mean, variance, given = torch.tensor(2), torch.zeros(1), torch.ones(1), ()
+    if kind == "nothing":
+        model = small_vae()
+    elif kind == "part":
+        model = small_vae(CompletionVAE, shape=(2, 3, 2), seen_shape=(1, 3, 2))
+        x, y = x.reshape(2, 3, 2), small_images()[1, :, :, :2]
+    else:
+        model = small_vae(CVAE, classes=3, learned_prior=kind == "label")
+        y = torch.tensor(2)
+    if kind in ("label", "part"):
+        mean, log_variance = model.prior(y)
+        variance = log_variance.exp()
+        assert mean.abs() > 0.1
+    if model.conditional:
+        given = (y.expand(8001, *y.shape),)
+    pixels = Bernoulli(logits=model.decode(z, *given)).log_prob(x).sum((-3, -2, -1))
+    joint = pixels + Normal(mean, variance.sqrt()).log_prob(z).squeeze(1)
+    exact = torch.trapezoid(joint.exp(), z.squeeze(1)).log()
+    found = log_likelihood(model, copies(x, y, 20), n_samples=n_samples, from_prior=from_prior)
+    agree(Estimate(found.value, found.standard_error), -exact)
+    assert found.standard_error < 0.03
+    if model.conditional:  # and what it is told matters
+        other = torch.tensor(1) if kind.startswith("label") else 1 - y
+        assert abs(log_likelihood(model, copies(x, other, 20), n_samples=2000).value + exact) > 0.1
+
+
+def test_with_one_draw_it_is_the_negative_bound_and_with_more_it_falls_to_the_likelihood():
+    model, mean, covariance = linear_gaussian()
+    x = torch.tensor([0.5, 0.0, -1.0, 1.0]).double()
+    data = copies(x.reshape(1, 2, 2), torch.tensor(0), 5000)
+    # The log-likelihood is a quadratic of eps: its mean over -1 and 1 is the expectation.
+    eps = torch.tensor([-1.0, 1.0]).double().reshape(2, 1, 1)
+    params, mu, log_var = model(x.reshape(1, 1, 2, 2), eps)
+    reconstruction = -Independent(Normal(params, 0.7), 3).log_prob(x.reshape(1, 2, 2)).mean()
+    kl = kl_divergence(Normal(mu, log_var.exp().sqrt()), Normal(0.0, 1.0)).sum()
+    found = [log_likelihood(model, data, n_samples=K) for K in (1, 3, 30)]
+    assert abs(found[0].value - (reconstruction + kl).item()) < 4 * found[0].standard_error
+    exact = -multivariate_normal.logpdf(x, mean, covariance)
+    for one, more in pairwise(found):
+        error = math.hypot(one.standard_error, more.standard_error)
+        assert one.value > more.value + 4 * error
+    assert found[-1].value > exact - 4 * found[-1].standard_error
+
+
+@torch.no_grad()
+@pytest.mark.equation("eq-iw-bound", route="torch.distributions for each image and draw", rel=1e-7)
+@pytest.mark.parametrize("from_prior", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_the_mean_over_images_of_the_log_of_their_average_weight(
+    agree, monkeypatch, kind, from_prior
+):
+    monkeypatch.setattr(evaluation, "CHUNK", 7)  # two images of three draws at a time
+    model, data = several(kind)
+    found = log_likelihood(model, data, n_samples=3, seed=5, from_prior=from_prior)
+    draw = torch.Generator().manual_seed(5)  # of noise in single precision, hence the tolerance
+    noise = torch.cat([torch.randn(3, n, 2, generator=draw) for n in (2, 2, 1)], 1).double()
+    per_image = []
+    for i, x in enumerate(data.images):
+        y = (data.labels[i],) if model.conditional else ()
+        p = Normal(torch.zeros(2).double(), 1.0)
+        if y:
+            mean, log_variance = model.prior(*y)
+            p = Normal(mean, log_variance.exp().sqrt())
+        mu, log_var = model.encode(x, *y)
+        q = p if from_prior else Normal(mu, log_var.exp().sqrt())
+        weights = []
+        for eps in noise[:, i]:
+            z = q.mean + q.stddev * eps
+            log_joint = (
+                Bernoulli(logits=model.decode(z, *y)).log_prob(x).sum() + p.log_prob(z).sum()
+            )
+            weights.append((log_joint - q.log_prob(z).sum()).exp().item())
+        per_image.append(-math.log(statistics.mean(weights)))
+    agree(found.value, statistics.mean(per_image))
+    agree(found.standard_error, statistics.stdev(per_image) / 5**0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("from_prior", [False, True])
+def test_the_protocol_of_a_log_likelihood_says_how_it_was_estimated(kind, from_prior):
+    model, data = several(kind)
+    found = log_likelihood(model, data, n_samples=3, seed=7, from_prior=from_prior)
+    what = "-log p(x)" if kind == "nothing" else "-log p(x | y)"
+    origin = "the prior" if from_prior else "q"
+    assert json.loads(json.dumps(found.as_dict())) == {
+        "value": float(found),
+        "standard_error": found.standard_error,
+        "protocol": {
+            "quantity": f"{what}, 3 draws from {origin}",
+            "source": "noise",
+            "split": "test",
+            "n_images": 5,
+            "pixels": "binary",
+            "seed": 7,
+            "device": describe(torch.device("cpu")),
+        },
+    }
+    before = torch.get_rng_state()
+    assert log_likelihood(model, data, n_samples=3, seed=7, from_prior=from_prior) == found
+    assert torch.equal(torch.get_rng_state(), before)
+    other = log_likelihood(model, data, n_samples=3, seed=8, from_prior=from_prior)
+    assert other.value != found.value
+    assert not torch.is_inference_mode_enabled()
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_monte_carlo_needs_no_encoder(kind):
+    model, data = several(kind)
+    expected = log_likelihood(model, data, n_samples=3, from_prior=True)
+    for weight in (*model.encoder.parameters(), *model.to_log_var.parameters()):
+        weight.data.fill_(math.nan)
+    assert log_likelihood(model, data, n_samples=3, from_prior=True) == expected
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("from_prior", [False, True])
+def test_a_log_likelihood_needs_two_images_a_draw_and_labels_that_fit(from_prior):
+    model, data = several("label")
+
+    def measure(data=data, n_samples=1, model=model):
+        return log_likelihood(model, data, n_samples=n_samples, from_prior=from_prior)
+
+    for n_samples in (0, -1):
+        with pytest.raises(ValueError, match=f"^n_samples: expected 1 or more, got {n_samples}"):
+            measure(n_samples=n_samples)
+    one = Images(data.images[:1], data.labels[:1], "noise", "test")
+    with pytest.raises(ValueError, match=r"^data: expected 2 images or more .* got 1"):
+        measure(one)
+    for labels, message in [
+        (data.labels + 1, "labels from 0 to 2, got 3"),
+        (1.0 * data.labels, ""),
+    ]:
+        with pytest.raises(ValueError, match=f"^y: expected {message}"):
+            measure(Images(data.images, labels, "noise", "test"))
+    gray = data.with_images(data.images / 2)
+    with pytest.raises(ValueError, match=r"^x: Bernoulli\(\) scores pixels that are 0 or 1"):
+        measure(gray)
+    with pytest.raises(ValueError, match=r"^x: expected"):
+        measure(Images(torch.zeros(2, 2, 3, 2), data.labels[:2], "noise", "test"))
+
+
+# What the units do --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_posteriors_are_those_of_all_images_at_once(monkeypatch, kind):
+    monkeypatch.setattr(evaluation, "CHUNK", 4)
+    model, data = several(kind, 10)
+    given = (data.labels,) if model.conditional else ()
+    for one, other in zip(posteriors(model, data), model.encode(data.images, *given), strict=True):
+        torch.testing.assert_close(one, other.detach())
+        assert one.shape == (10, 2)
+        assert not one.requires_grad
+        assert len(one.unique(dim=0)) == 10
+    if model.conditional:
+        shuffled = Images(data.images, data.labels.flip(0), "noise", "test")
+        assert (posteriors(model, shuffled)[0] != posteriors(model, data)[0]).any()
+
+
+def some_posteriors(n=7, d=3, dtype=torch.float64):
+    draw = torch.Generator().manual_seed(0)
+    mu = torch.randn(n, d, generator=draw, dtype=dtype) * torch.tensor([0.05, 1.0, 2.0][:d])
+    return mu + 0.3, torch.randn(n, d, generator=draw, dtype=dtype) - 1
+
+
+def test_the_units_in_numbers():
+    mu, log_var = some_posteriors()
+    units = unit_statistics(mu, log_var)
+    kl = kl_divergence(Normal(mu, log_var.exp().sqrt()), Normal(0.0, 1.0)).mean(0)
+    torch.testing.assert_close(units.kl, kl)
+    np.testing.assert_allclose(units.spread, np.var(mu.numpy(), axis=0, ddof=1), rtol=1e-12)
+    np.testing.assert_allclose(units.variance, np.exp(log_var.numpy()).mean(0), rtol=1e-12)
+
+
+def test_a_unit_is_active_above_a_hundredth():
+    spreads = [0.0, 0.0099, 0.0101, 1.0]
+    # Two images at a distance of sqrt(2 v) have the variance v.
+    mu = torch.tensor([[0.0] * 4, [(2 * v) ** 0.5 for v in spreads]]).double() + 5
+    units = unit_statistics(mu, torch.zeros_like(mu))
+    torch.testing.assert_close(units.spread, torch.tensor(spreads).double())
+    assert units.active.tolist() == [False, False, True, True]
+    zero = torch.zeros(1)
+    assert Units(kl=zero, spread=zero + 0.02, variance=zero).active.tolist() == [True]
+    assert Units(kl=zero + 1, spread=zero, variance=zero + 1).active.tolist() == [False]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_units_that_the_image_does_not_move_are_counted_out(kind):
+    model, data = several(kind)
+    model.to_mu.weight.data.fill_(0.0)
+    assert active_units(model, data) == 0
+    model.to_mu.weight.data[0, 0] = 1e6
+    model.to_mu.bias.data[1] = 3  # which is far from 0, but for all images
+    model.encoder[-2].bias.data[0] = 10  # so that the first unit of the encoder is on
+    assert active_units(model, data) == 1
+    model.to_mu.weight.data[1, 0] = -1e6
+    assert active_units(model, data) == 2
+
+
+def mixture(mu, log_var):
+    """The aggregated posterior."""
+    parts = Independent(Normal(mu, log_var.exp().sqrt()), 1)
+    return MixtureSameFamily(Categorical(torch.ones(len(mu)).double()), parts)
+
+
+def moments(mu, log_var):
+    """The Gaussian with the moments of the aggregated posterior, by numpy."""
+    cov = np.cov(mu.numpy(), rowvar=False, bias=True).reshape(2 * mu.shape[1:])
+    cov = cov + np.diag(np.exp(log_var.numpy()).mean(0))
+    return MultivariateNormal(mu.mean(0), torch.from_numpy(cov))
+
+
+def prior(d):
+    return MultivariateNormal(torch.zeros(d).double(), torch.eye(d).double())
+
+
+@pytest.mark.parametrize(("n", "d"), [(7, 3), (2, 3), (50, 1), (50, 2)])
+def test_the_bound_on_the_aggregated_divergence_is_that_of_the_fitted_normal(n, d):
+    mu, log_var = some_posteriors(n, d)
+    expected = kl_divergence(moments(mu, log_var), prior(d))
+    torch.testing.assert_close(aggregated_kl_bound(mu, log_var), expected, rtol=1e-10, atol=0)
+    single = aggregated_kl_bound(mu.float(), log_var.float())
+    torch.testing.assert_close(single, expected, rtol=1e-5, atol=0)
+
+
+def test_what_the_fitted_normal_misses_is_on_top_by_draws():
+    """KL(q || p) = KL(q || N) + KL(N || p): the log ratio of two Gaussians is a quadratic."""
+    mu, log_var = some_posteriors()
+    q, fitted, p = mixture(mu, log_var), moments(mu, log_var), prior(3)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        z = q.sample((100_000,))
+    bound = aggregated_kl_bound(mu, log_var)
+    value, error = average(fitted.log_prob(z) - p.log_prob(z))
+    assert abs(value - bound) < 4 * error
+    total, error = average(q.log_prob(z) - p.log_prob(z))
+    missed, its_error = average(q.log_prob(z) - fitted.log_prob(z))
+    assert abs(total - missed - bound) < 4 * torch.hypot(error, its_error)
+    assert missed > 10 * its_error  # q is no Gaussian, and the bound is one
+
+
+def test_what_the_fitted_normal_misses_is_on_top_by_integrals():
+    mu, log_var = some_posteriors(d=1)
+    mu[::2] += 4  # two hills
+    q, fitted, p = mixture(mu, log_var), moments(mu, log_var), prior(1)
+
+    def kl(q, p):
+        def at(z):
+            return q.log_prob(z.reshape(-1, 1)).squeeze(), p.log_prob(z.reshape(-1, 1)).squeeze()
+
+        return kl_riemann(lambda z: at(z)[0], lambda z: at(z)[1], -20, 25, 4000).item()
+
+    bound = aggregated_kl_bound(mu, log_var).item()
+    assert kl(q, p) == pytest.approx(kl(q, fitted) + bound, rel=1e-9)
+    assert kl(fitted, p) == pytest.approx(bound, rel=1e-9)
+    assert kl(q, fitted) > 0.1
+    # And it is at most the average divergence of the posteriors.
+    assert bound < kl(q, p) < unit_statistics(mu, log_var).kl.sum()
+
+
+def test_the_bound_is_reached_by_posteriors_that_are_all_the_same():
+    mu, log_var = (part[:1].expand(9, 3) for part in some_posteriors())
+    expected = kl_divergence(Normal(mu[0], log_var[0].exp().sqrt()), Normal(0.0, 1.0)).sum()
+    torch.testing.assert_close(aggregated_kl_bound(mu, log_var), expected)
+    assert aggregated_kl_bound(torch.zeros(9, 3), torch.zeros(9, 3)) == 0
+    # Means that are spread as the variances fall short of 1 make the moments those of the prior.
+    mu = torch.tensor([[0.6], [-0.6]]).double()
+    assert aggregated_kl_bound(mu, torch.full((2, 1), 0.64).double().log()) < 1e-15
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("measure", [unit_statistics, aggregated_kl_bound])
+def test_units_are_measured_on_two_images_or_more(measure):
+    mu, log_var = some_posteriors()
+    for n in (0, 1):
+        with pytest.raises(ValueError, match=rf"^mu: expected shape .* got \({n}, 3\)"):
+            measure(mu[:n], log_var[:n])
+    for other in (log_var[:5], log_var[:, :2]):
+        with pytest.raises(ValueError, match=r"^mu and log_var: expected the same shape"):
+            measure(mu, other)
+    for wrong in ((mu * math.nan, log_var), (mu, log_var * math.nan)):
+        with pytest.raises(ValueError, match=r"^(mu|log_var): expected numbers, got NaN in 21"):
+            measure(*wrong)
+
+
+# Every label -------------------------------------------------------------------------------------
+
+
 @torch.no_grad()
 @pytest.mark.equation(
     "eq-conditional-elbo", route="torch.distributions for each image and label", rel=1e-9
@@ -182,7 +563,7 @@ def small_images(n=5):
 def test_every_label_is_bounded_with_the_same_noise(agree, monkeypatch):
     monkeypatch.setattr(evaluation, "CHUNK", 3)
     model, x = small_cvae(latent=2, learned_prior=True), small_images()
-    model.prior_mu.normal_(generator=torch.Generator().manual_seed(2))
+    model.prior_network.weight[:2].normal_(generator=torch.Generator().manual_seed(2))
     bounds = class_log_bounds(model, x, n_samples=4, seed=5)
 
     draw = torch.Generator().manual_seed(5)
@@ -193,7 +574,8 @@ def test_every_label_is_bounded_with_the_same_noise(agree, monkeypatch):
             y = torch.tensor(label)
             mu, log_var = model.encode(image, y)
             q = Normal(mu, (log_var / 2).exp())
-            prior = Normal(model.prior_mu[label], (model.prior_log_var[label] / 2).exp())
+            mean, log_var = model.prior_network.weight[:, label].chunk(2)
+            prior = Normal(mean, (log_var / 2).exp())
             scores = [
                 Bernoulli(logits=model.decode(q.mean + q.stddev * eps, y)).log_prob(image).sum()
                 for eps in noise[:, row].double()

@@ -300,3 +300,53 @@ def test_beliefs_stand_beside_the_rows_that_are_seen():
         assert right.get_ylim() == (0, 1)
     assert right.get_xlabel() == "class z"
     plt.close(figure)
+
+
+def test_a_grid_of_curves_has_its_numbers_its_titles_and_one_legend():
+    content = {
+        title: {"reported": ([1, 2], [k, k + 1]), "true": ([1, 2], [5, 5])}
+        for k, title in enumerate("abc")
+    }
+    figure = figures.grid(content, "epoch", "nats", levels={"intact": 4.0}, y_limits=(0.0, 6.0))
+    axes, (legend,) = figure.axes, figure.legends
+    assert [axis.get_title(loc="left") for axis in axes[:3]] == ["a", "b", "c"]
+    assert not axes[3].axison
+    for k, axis in enumerate(axes[:3]):
+        reported, true, intact = axis.lines
+        np.testing.assert_array_equal(reported.get_ydata(), [k, k + 1])
+        np.testing.assert_array_equal(true.get_ydata(), [5, 5])
+        assert set(intact.get_ydata()) == {4.0}
+        assert axis.get_legend() is None
+        assert axis.get_ylim() == (0, 6)
+    assert [text.get_text() for text in legend.get_texts()] == ["reported", "true", "intact"]
+    assert (figure.get_supxlabel(), figure.get_supylabel()) == ("epoch", "nats")
+    plt.close(figure)
+
+
+def test_a_trade_off_names_its_points_and_draws_the_line_of_equal_sums():
+    curve = {"low": (1.0, 9.0), "middle": (3.0, 5.0), "high": (7.0, 4.0)}
+    figure = figures.trade_off(curve, {"other": (4.0, 7.0)}, "middle", "x", "y")
+    (axis,) = figure.axes
+    line, other, equal = axis.lines
+    np.testing.assert_array_equal(line.get_xydata(), list(curve.values()))
+    np.testing.assert_array_equal(other.get_xydata(), [(4, 7)])
+    assert {text.get_text(): tuple(text.xy) for text in axis.texts} == {
+        **curve,
+        "other": (4.0, 7.0),
+    }
+    assert (equal.get_slope(), equal.get_xy1(), equal.get_label()) == (-1, (3, 5), "sum 8")
+    inside = axis.viewLim
+    assert all(inside.contains(*point) for point in curve.values())
+    plt.close(figure)
+
+
+def test_clouds_lie_over_the_circles_of_the_prior():
+    clouds = {name: torch.randn(20, 2, generator=seeded(k)) for k, name in enumerate("ab")}
+    figure = figures.clouds(clouds, 4.0, "z1", "z2")
+    for axis, (name, cloud) in zip(figure.axes, clouds.items(), strict=True):
+        np.testing.assert_allclose(axis.lines[0].get_xydata(), cloud)
+        assert [circle.radius for circle in axis.patches] == [1, 2, 3]
+        assert axis.get_xlim() == axis.get_ylim() == (-4, 4)
+        assert (axis.get_title(), axis.get_xlabel()) == (name, "z1")
+    assert figure.axes[0].get_ylabel() == "z2"
+    plt.close(figure)

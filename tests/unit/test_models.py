@@ -1,11 +1,12 @@
-"""VAE and CVAE are the networks that the book describes; their parts do what their names say."""
+"""The models are the networks that the book describes; their parts do what their names say."""
 
 import numpy as np
 import pytest
 import torch
+from scipy.signal import correlate2d
 
 from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
-from vae_book.models import CVAE, VAE
+from vae_book.models import CVAE, VAE, CompletionVAE, ConvVAE
 from vae_book.reparameterization import reparameterize
 
 PARTS = ("encoder.1", "to_mu", "to_log_var", "decoder.0", "decoder.2")
@@ -28,9 +29,13 @@ def conditional(**arguments):
         options = {"latent": 2, "hidden": 8, "image_shape": (1, 3, 4), "classes": 3} | arguments
         model = CVAE(**options)
         if model.learned_prior:
-            torch.nn.init.normal_(model.prior_mu)
-            torch.nn.init.normal_(model.prior_log_var)
+            torch.nn.init.normal_(model.prior_network.weight)
         return model
+
+
+def priors(model):
+    """Means and log-variances of p(z | y), a row for each label."""
+    return model.prior_network.weight.T.chunk(2, dim=1)
 
 
 LABELS = torch.tensor([2, 0, 1, 1, 0])
@@ -149,11 +154,12 @@ def test_samples_are_decoded_draws_from_the_prior():
     assert not torch.equal(model.sample(6, seeded(1)), means)
 
 
-def test_samples_are_made_without_the_encoder():
-    model = small()
-    expected = model.sample(3, seeded())
+@pytest.mark.parametrize("kind", ["small", "convolutional", "conditional", "completing"])
+def test_samples_are_made_without_the_encoder(kind):
+    model, told = globals()[kind](), {"y": SEEN[:3]} if kind == "completing" else {}
+    expected = model.sample(3, seeded(), **told)
     del model.encoder, model.to_mu, model.to_log_var
-    assert torch.equal(model.sample(3, seeded()), expected)
+    assert torch.equal(model.sample(3, seeded(), **told), expected)
 
 
 def test_sampled_pixels_are_binary_with_the_means_as_frequencies():
@@ -205,13 +211,13 @@ def test_the_label_adds_its_classes_to_both_inputs_and_nothing_else():
     plain["encoder.0.weight"], plain["encoder.0.bias"] = (400, 784 + 10), (400,)
     del plain["encoder.1.weight"], plain["encoder.1.bias"]
     assert given == {**plain, "decoder.0.weight": (400, 20 + 10)}
-    prior = {"prior_mu": (5, 3), "prior_log_var": (5, 3)}
     model = CVAE(latent=3, classes=5, learned_prior=True)
-    assert prior.items() <= {k: tuple(w.shape) for k, w in model.named_parameters()}.items()
-    assert not torch.cat([model.prior_mu, model.prior_log_var]).any()  # it starts as N(0, I)
+    shapes = {k: tuple(w.shape) for k, w in model.named_parameters() if k.startswith("prior")}
+    assert shapes == {"prior_network.weight": (2 * 3, 5)}
+    assert not model.prior_network.weight.any()  # it starts as N(0, I)
     assert CVAE().likelihood == Bernoulli(relaxed=True)
     assert CVAE(likelihood=Bernoulli()).likelihood == Bernoulli()
-    assert (CVAE.conditional, VAE.conditional) == (True, False)
+    assert [kind.conditional for kind in (CVAE, CompletionVAE, VAE, ConvVAE)] == [1, 1, 0, 0]
 
 
 @pytest.mark.equation(
@@ -258,14 +264,17 @@ def test_all_samples_of_an_image_are_decoded_by_its_label():
     torch.testing.assert_close(model.decode(z, LABELS[0])[..., 0, :, :, :], together[:, :, 0])
 
 
-def test_forward_with_labels_is_encode_reparameterize_decode():
-    model, x, eps = conditional(), images(), torch.randn(7, 5, 2, generator=seeded())
-    params, mu, log_var = model(x, eps, LABELS)
+@pytest.mark.parametrize("learned_prior", [False, True])
+def test_forward_with_labels_is_encode_reparameterize_decode_and_prior(learned_prior):
+    model, x = conditional(learned_prior=learned_prior), images()
+    eps = torch.randn(7, 5, 2, generator=seeded())
+    params, mu, log_var, *prior = model(x, eps, LABELS)
     assert torch.equal(torch.stack([mu, log_var]), torch.stack(model.encode(x, LABELS)))
     assert torch.equal(params, model.decode(reparameterize(mu, log_var, eps), LABELS))
+    assert torch.equal(torch.stack(prior), torch.stack(model.prior(LABELS)))
     # Batches of several axes are the same in another shape.
     columns = model(x.unsqueeze(1), eps.unsqueeze(2), LABELS.unsqueeze(1))
-    for column, flat in zip(columns, (params, mu, log_var), strict=True):
+    for column, flat in zip(columns, (params, mu, log_var, *prior), strict=True):
         torch.testing.assert_close(column.reshape(flat.shape), flat)
 
 
@@ -273,14 +282,17 @@ def test_forward_with_labels_is_encode_reparameterize_decode():
 def test_the_prior_of_each_label(learned_prior):
     model = conditional(learned_prior=learned_prior)
     mu, log_var = model.prior(LABELS)
+    assert model.prior(LABELS.expand(4, 5))[0].shape == (4, 5, 2)
     if learned_prior:
-        assert torch.equal(mu, model.prior_mu[LABELS])
-        assert torch.equal(log_var, model.prior_log_var[LABELS])
-        assert model.prior(LABELS.expand(4, 5))[0].shape == (4, 5, 2)
+        means, log_vars = priors(model)
+        assert torch.equal(mu, means[LABELS])
+        assert torch.equal(log_var, log_vars[LABELS])
         assert mu.requires_grad
         assert log_var.requires_grad
     else:
-        assert (mu, log_var) == model.prior() == small().prior() == (0.0, 0.0)
+        assert mu.shape == log_var.shape == (5, 2)
+        assert not torch.cat([mu, log_var]).any()
+        assert model.double().prior(LABELS)[0].dtype == torch.float64
 
 
 @pytest.mark.usefixtures("shapes_unchecked")
@@ -388,8 +400,9 @@ def test_samples_are_decoded_draws_from_the_prior_of_their_label(y, labels, lear
     model = conditional(learned_prior=learned_prior, hidden=64)
     z = torch.randn(5, 2, generator=seeded())
     if learned_prior:
-        sigma = model.prior_log_var.exp().sqrt()
-        z = torch.stack([model.prior_mu[k] + sigma[k] * e for k, e in zip(labels, z, strict=True)])
+        mean, log_var = priors(model)
+        sigma = log_var.exp().sqrt()
+        z = torch.stack([mean[k] + sigma[k] * e for k, e in zip(labels, z, strict=True)])
     means = torch.sigmoid(model.decode(z, torch.tensor(labels))).detach()
     torch.testing.assert_close(model.sample(5, seeded(), y=y), means)
     assert not torch.allclose(model.sample(5, seeded(1), y=y), means)
@@ -446,3 +459,390 @@ def test_labels_follow_the_model_to_the_gpu(learned_prior):
     for y in (LABELS, LABELS.cuda()):
         for one, other in zip(here, on_gpu(x.cuda(), eps.cuda(), y), strict=True):
             torch.testing.assert_close(other.cpu(), one, rtol=1e-4, atol=1e-4)
+
+
+# Convolutions -------------------------------------------------------------------------------------
+
+
+def convolutional(**arguments):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ConvVAE(**{"latent": 2, "hidden": 8, "image_shape": (1, 8, 12)} | arguments)
+
+
+@pytest.mark.parametrize("latent", [2, 10])
+def test_the_convolutional_network_has_the_layers_that_it_describes(latent):
+    model, maps = ConvVAE(latent), 64 * 7 * 7
+    shapes = {
+        "encoder.0.0": (32, 1, 3, 3),
+        "encoder.0.2": (64, 32, 3, 3),
+        "encoder.2": (16, maps),
+        "to_mu": (latent, 16),
+        "to_log_var": (latent, 16),
+        "decoder.0": (maps, latent),
+        # The weights of a transposed convolution have the axis of what goes in first.
+        "decoder.3.0": (64, 64, 3, 3),
+        "decoder.3.2": (64, 32, 3, 3),
+        "decoder.3.4": (32, 1, 3, 3),
+    }
+    found = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    weights = {f"{name}.weight": shape for name, shape in shapes.items()}
+    biases = {
+        f"{name}.bias": (shape[1 if name.startswith("decoder.3") else 0],)
+        for name, shape in shapes.items()
+    }
+    assert found == weights | biases
+    assert model.encoder[0](images(5, (1, 28, 28))).shape == (5, 64, 7, 7)
+    assert (model.hidden, model.image_shape) == (16, (1, 28, 28))
+    assert model.likelihood == Bernoulli(relaxed=True)
+    assert ConvVAE(likelihood=Bernoulli()).likelihood == Bernoulli()
+
+
+def test_the_convolutional_network_has_as_many_weights_as_the_one_of_its_source():
+    """Chollet's summaries count 69,076 weights for the encoder and 65,089 for the decoder."""
+    model = ConvVAE()
+    assert model.latent == 2
+    parts = {"encoder": 0, "to_mu": 0, "to_log_var": 0, "decoder": 0}
+    for name, weight in model.named_parameters():
+        parts[name.split(".")[0]] += weight.numel()
+    assert parts["encoder"] + parts["to_mu"] + parts["to_log_var"] == 69_076
+    assert parts["decoder"] == 65_089
+
+
+def half_the_size(maps, weight, bias):
+    """A convolution in every second row and column of maps with a frame of zeros."""
+    framed = np.pad(maps, ((0, 0), (1, 1), (1, 1)))
+    sums = [
+        sum(correlate2d(one, kernel, "valid") for one, kernel in zip(framed, kernels, strict=True))
+        for kernels in weight
+    ]
+    return np.stack(sums)[:, ::2, ::2] + bias[:, None, None]
+
+
+def transposed(maps, weight, bias, stride):
+    """Each number puts its multiple of the kernel around its place; what meets there adds up."""
+    _, height, width = maps.shape
+    out = np.zeros((weight.shape[1], stride * height + 2, stride * width + 2))
+    for row, column in np.ndindex(height, width):
+        around = np.s_[:, stride * row : stride * row + 3, stride * column : stride * column + 3]
+        out[around] += np.einsum("i,iokl->okl", maps[:, row, column], weight)
+    return out[:, 1:-1, 1:-1] + bias[:, None, None]
+
+
+@torch.no_grad()
+@pytest.mark.equation(
+    "eq-encoder",
+    "eq-convolution",
+    "eq-transposed-convolution",
+    route="scipy.signal.correlate2d, and painting patch by patch",
+    rel=1e-10,
+    abs=1e-12,
+)
+@pytest.mark.parametrize("shape", [(1, 8, 12), (3, 4, 4)])
+def test_the_convolutional_encoder_and_decoder_compute_their_layers(agree, shape):
+    model, x = convolutional(image_shape=shape, latent=3).double(), images(4, shape).double()
+    z = torch.randn(4, 3, generator=seeded()).double()
+    weights = {name: weight.numpy() for name, weight in model.named_parameters()}
+    small = (64, shape[1] // 4, shape[2] // 4)
+
+    def of(part):
+        return weights[f"{part}.weight"], weights[f"{part}.bias"]
+
+    def layer(part, value):
+        weight, bias = of(part)
+        return weight @ value + bias
+
+    def relu(value):
+        return np.maximum(value, 0)
+
+    mu, log_var = model.encode(x)
+    params = model.decode(z)
+    for i in range(4):
+        maps = relu(half_the_size(x[i].numpy(), *of("encoder.0.0")))
+        maps = relu(half_the_size(maps, *of("encoder.0.2")))
+        features = layer("encoder.2", maps.flatten())  # no ReLU in the bottleneck
+        agree(mu[i], layer("to_mu", features))
+        agree(log_var[i], layer("to_log_var", features))
+        maps = relu(layer("decoder.0", z[i].numpy())).reshape(small)
+        maps = relu(transposed(maps, *of("decoder.3.0"), stride=2))
+        maps = relu(transposed(maps, *of("decoder.3.2"), stride=2))
+        agree(params[i], transposed(maps, *of("decoder.3.4"), stride=1))  # no sigmoid
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch", [(), (5,), (2, 3), (2, 1, 3), (0,), (3, 0)], ids=str)
+def test_convolutions_treat_each_image_of_any_batch_alone(batch):
+    model, x = convolutional().double(), torch.rand(*batch, 1, 8, 12, generator=seeded()).double()
+    eps = torch.randn(7, *batch, 2, generator=seeded(1)).double()
+    params, mu, log_var = model(x, eps)
+    assert mu.shape == log_var.shape == (*batch, 2)
+    assert params.shape == (7, *batch, 1, 8, 12)
+    for index in np.ndindex(*batch):
+        alone = model(x[index], eps[:, *index])
+        torch.testing.assert_close(params[:, *index], alone[0])
+        torch.testing.assert_close(mu[index], alone[1])
+        torch.testing.assert_close(log_var[index], alone[2])
+        for sample in range(7):
+            z = reparameterize(mu[index], log_var[index], eps[sample, *index])
+            torch.testing.assert_close(params[sample, *index], model.decode(z))
+    if batch == (5,):
+        assert (mu[0] != mu[1:]).all()  # and it does depend on the image
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 12), (3, 4, 4), (1, 32, 32)])
+@pytest.mark.parametrize(
+    ("likelihood", "per_pixel"),
+    [(Bernoulli(), 1), (Gaussian(0.3, "shared"), 1), (Gaussian(0.3, "pixel"), 2)],
+    ids=str,
+)
+def test_a_convolutional_network_takes_other_images_and_likelihoods(likelihood, per_pixel, shape):
+    model, x = convolutional(image_shape=shape, likelihood=likelihood), images(5, shape).round()
+    params, mu, log_var = model(x, torch.zeros(7, 5, 2))
+    channels, *size = shape
+    assert params.shape == (7, 5, per_pixel * channels, *size)
+    assert mu.shape == log_var.shape == (5, 2)
+    assert likelihood.log_prob(x, params).shape == (7, 5)
+    z = torch.randn(4, 2, generator=seeded())
+    means = likelihood.mean(model.decode(z)).detach()
+    torch.testing.assert_close(model.sample(4, seeded()), means)
+    assert model.sample(4, seeded(), pixels=True).shape == (4, *shape)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 27), (1, 6, 8), (1, 8, 6), (3, 2, 4)])
+def test_images_that_cannot_be_halved_twice_are_refused_with_what_to_do(shape):
+    _, height, width = shape
+    message = f"multiples of 4, got {height} x {width}; pad the images$"
+    with pytest.raises(ValueError, match=f"^image_shape: expected .*{message}"):
+        ConvVAE(image_shape=shape)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_a_convolutional_network_checks_images_and_z():
+    model = convolutional()
+    for shape in [(5, 1, 12, 8), (5, 96), (5, 3, 8, 12), (5, 1, 8, 16)]:
+        with pytest.raises(ValueError, match=r"^x: expected images of shape \(\.\.\., 1, 8, 12\)"):
+            model.encode(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"^z: expected shape \(\.\.\., 2\), got \(5, 3\)"):
+        model.decode(torch.zeros(5, 3))
+
+
+def test_the_loss_reaches_every_weight_of_a_convolutional_network():
+    model, x = convolutional(hidden=16), images(32, (1, 8, 12))
+    params, *_ = model(x, torch.randn(32, 2, generator=seeded()))
+    model.likelihood.log_prob(x, params).sum().backward()
+    assert {name for name, weight in model.named_parameters() if not weight.grad.any()} == set()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_convolutions_on_the_gpu_are_those_of_the_cpu():
+    x, eps = images(5, (1, 8, 12)), torch.randn(5, 2, generator=seeded())
+    for one, other in zip(
+        convolutional()(x, eps), convolutional().to("cuda")(x.cuda(), eps.cuda()), strict=True
+    ):
+        assert other.is_cuda
+        torch.testing.assert_close(other.cpu(), one, rtol=1e-3, atol=1e-4)  # TF32 rounds more
+
+
+# Given a part of the image ------------------------------------------------------------------------
+
+
+def completing(**arguments):
+    """A CompletionVAE of images of three parts, 2 x 3 each, that is shown a fourth."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        options = {"latent": 2, "hidden": 8, "image_shape": (3, 2, 3), "seen_shape": (1, 2, 3)}
+        return CompletionVAE(**options | arguments)
+
+
+def cut_images(n=5):
+    """The parts to find and those that are seen."""
+    whole = torch.rand(n, 4, 2, 3, generator=seeded(1))
+    return whole[:, 1:], whole[:, :1]
+
+
+def test_what_is_seen_goes_into_three_networks():
+    found = {name: tuple(weight.shape) for name, weight in CompletionVAE().named_parameters()}
+    seen, rest = 14 * 14, 3 * 14 * 14
+    weights = {
+        "encoder.0": (400, rest + seen),
+        "to_mu": (20, 400),
+        "to_log_var": (20, 400),
+        "decoder.0": (400, 20 + seen),
+        "decoder.2": (rest, 400),
+        "prior_network.0": (400, seen),
+        "prior_network.2": (2 * 20, 400),
+    }
+    expected = {f"{name}.weight": shape for name, shape in weights.items()}
+    assert found == expected | {f"{name}.bias": shape[:1] for name, shape in weights.items()}
+    assert CompletionVAE().likelihood == Bernoulli(relaxed=True)
+    assert CompletionVAE(likelihood=Bernoulli()).likelihood == Bernoulli()
+    assert completing().seen_shape == (1, 2, 3)
+
+
+@torch.no_grad()
+@pytest.mark.equation(
+    "eq-conditional-encoder", route="layers in numpy, what is seen beside the image", rel=1e-12
+)
+def test_what_is_seen_stands_beside_the_image_and_beside_z(agree):
+    model, (x, y) = completing().double(), (part.double() for part in cut_images())
+    z = torch.randn(5, 2, generator=seeded()).double()
+    weights = {name: weight.numpy() for name, weight in model.named_parameters()}
+
+    def layer(part, *values):
+        row = np.concatenate([value.reshape(5, -1) for value in values], axis=1)
+        return row @ weights[f"{part}.weight"].T + weights[f"{part}.bias"]
+
+    def relu(value):
+        return np.maximum(value, 0)
+
+    features = relu(layer("encoder.0", x.numpy(), y.numpy()))
+    for one, head in zip(model.encode(x, y), ("to_mu", "to_log_var"), strict=True):
+        agree(one, layer(head, features))
+    params = layer("decoder.2", relu(layer("decoder.0", z.numpy(), y.numpy())))
+    agree(model.decode(z, y), params.reshape(5, 3, 2, 3))
+    prior = layer("prior_network.2", relu(layer("prior_network.0", y.numpy())))
+    for one, columns in zip(model.prior(y), (prior[:, :2], prior[:, 2:]), strict=True):
+        agree(one, columns)
+
+
+@torch.no_grad()
+def test_forward_with_a_part_is_encode_reparameterize_decode_and_prior():
+    model, (x, y), eps = completing(), cut_images(), torch.randn(7, 5, 2, generator=seeded())
+    params, mu, log_var, *prior = model(x, eps, y)
+    assert torch.equal(torch.stack([mu, log_var]), torch.stack(model.encode(x, y)))
+    assert torch.equal(params, model.decode(reparameterize(mu, log_var, eps), y))
+    assert torch.equal(torch.stack(prior), torch.stack(model.prior(y)))
+    assert params.shape == (7, 5, 3, 2, 3)
+    columns = model(x.unsqueeze(1), eps.unsqueeze(2), y.unsqueeze(1))
+    for column, flat in zip(columns, (params, mu, log_var, *prior), strict=True):
+        torch.testing.assert_close(column.reshape(flat.shape), flat)
+    # Further axes of z are decoded with the same parts, told once or for each.
+    z = torch.randn(4, 7, 5, 2, generator=seeded(2))
+    together = model.decode(z, y)
+    assert together.shape == (4, 7, 5, 3, 2, 3)
+    torch.testing.assert_close(together, model.decode(z, y.expand(4, 7, 5, 1, 2, 3)))
+    for i in range(5):
+        torch.testing.assert_close(together[1, 2, i], model.decode(z[1, 2, i], y[i]))
+
+
+def told(kind):
+    """A model of this kind, images, what it is told, and the same with another for the third."""
+    if kind == "part":
+        x, y = cut_images()
+        other = y.clone()
+        other[2] = 1 - y[2]
+        return completing(), x, y, other
+    model = conditional(learned_prior=kind == "label, learned prior")
+    other = LABELS.clone()
+    other[2] = 2
+    return model, images(), LABELS, other
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["label", "label, learned prior", "part"])
+@pytest.mark.parametrize("part", ["encoder", "decoder", "prior"])
+def test_no_network_is_deaf_to_what_is_told(kind, part):
+    model, x, y, other = told(kind)
+    z = torch.randn(5, 2, generator=seeded())
+    networks = {
+        "encoder": lambda y: torch.cat(model.encode(x, y), dim=1),
+        "decoder": lambda y: model.decode(z, y).flatten(1),
+        "prior": lambda y: torch.cat(model.prior(y), dim=1),
+    }
+    # But for roundings, which depend on where in memory a row begins.
+    changed = ~torch.isclose(networks[part](y), networks[part](other), rtol=1e-5, atol=1e-6)
+    if (kind, part) == ("label", "prior"):
+        assert not changed.any()  # N(0, I) for all
+    else:
+        assert changed[2].all()  # every number of the image that is told another thing
+        assert not changed[[0, 1, 3, 4]].any()  # and none of any other
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@torch.no_grad()
+def test_completions_are_decoded_draws_from_the_prior_of_what_is_seen():
+    model, (_, y), before = completing(hidden=64), cut_images(), torch.get_rng_state()
+    eps = torch.randn(5, 2, generator=seeded())
+    mu, log_var = model.prior(y)
+    means = torch.sigmoid(model.decode(mu + log_var.exp().sqrt() * eps, y))
+    for given in (y, y.numpy(), y.tolist()):
+        torch.testing.assert_close(model.sample(5, seeded(), y=given), means)
+    assert not torch.allclose(model.sample(5, seeded(1), y=y), means)
+    pixels = model.sample(5, seeded(), y=y, pixels=True)
+    assert set(pixels.unique().tolist()) == {0, 1}
+    assert pixels.shape == means.shape == (5, 3, 2, 3)
+    assert model.sample(0, y=y[:0]).shape == (0, 3, 2, 3)
+    same = y[:1].expand(5, 1, 2, 3)  # five completions of one image
+    assert len(model.sample(5, seeded(), y=same).unique(dim=0)) == 5
+    assert torch.equal(torch.get_rng_state(), before)
+    drawn = model.double().sample(5, seeded(), y=y.double(), pixels=True)
+    assert drawn.dtype == torch.float64
+    assert not drawn.requires_grad
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_as_many_samples_are_made_as_parts_are_given():
+    model, (_, y) = completing(), cut_images()
+    for n, given, found in [(4, y, "5,"), (6, y, "5,"), (1, y[0], ""), (5, y[None], "1, 5")]:
+        with pytest.raises(ValueError, match=rf"^y: expected {n} of them, got \({found}\)"):
+            model.sample(n, y=given)
+
+
+SEEN = cut_images()[1]
+NO_PART = [
+    (None, "got NoneType"),
+    (SEEN.tolist(), "got list"),
+    (SEEN.numpy(), "got ndarray"),
+    ((255 * SEEN).byte(), r"got \(5, 1, 2, 3\) of torch.uint8"),
+    (SEEN > 0.5, r"got \(5, 1, 2, 3\) of torch.bool"),
+    (LABELS, r"got \(5,\) of torch.int64"),
+    (SEEN.mT, r"got \(5, 1, 3, 2\) of torch.float32"),
+    (SEEN.expand(5, 3, 2, 3), r"got \(5, 3, 2, 3\) of torch.float32"),
+    (SEEN.flatten(1), r"got \(5, 6\) of torch.float32"),
+]
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize(("y", "message"), NO_PART)
+def test_what_is_no_part_of_an_image_is_refused(y, message):
+    model, (x, _), z = completing(), cut_images(), torch.zeros(5, 2)
+    for call in [
+        lambda: model.encode(x, y),
+        lambda: model.decode(z, y),
+        lambda: model(x, z, y),
+        lambda: model.prior(y),
+    ]:
+        with pytest.raises(ValueError, match=rf"^y: expected the part .*1, 2, 3\), {message}"):
+            call()
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_each_image_and_each_z_needs_its_part():
+    model, (x, y), z = completing(), cut_images(), torch.zeros(5, 2)
+    with pytest.raises(ValueError, match=r"^y: expected the part .* got NoneType"):
+        model.sample(5)
+    for wrong in (y[:4], torch.cat([y, y]), y[0], y[None], y[:, None]):
+        shape = r"\(5, 1, 2, 3\)"
+        with pytest.raises(ValueError, match=rf"^y: expected the part .* shape {shape}, got "):
+            model.encode(x, wrong)
+        with pytest.raises(ValueError, match=r"^y: expected the part "):
+            model(x, z, wrong)
+    for wrong in (y[:4], torch.cat([y, y]), y[None], y[:, None]):
+        with pytest.raises(ValueError, match=r"^y: expected a .* shape \(5,\), got \("):
+            model.decode(z, wrong)
+    with pytest.raises(ValueError, match=r"^x: expected images of shape \(\.\.\., 3, 2, 3\)"):
+        model.encode(x[:, :2], y)
+    with pytest.raises(ValueError, match=r"^z: expected shape \(\.\.\., 2\), got \(5, 3\)"):
+        model.decode(torch.zeros(5, 3), y)
+
+
+@pytest.mark.parametrize(
+    "likelihood", [ContinuousBernoulli(), Gaussian(0.3, "shared"), Gaussian(0.3, "pixel")], ids=str
+)
+def test_a_model_that_completes_takes_each_likelihood(likelihood):
+    model, (x, y) = completing(likelihood=likelihood), cut_images()
+    params, *_ = model(x, torch.zeros(7, 5, 2), y)
+    assert params.shape == (7, 5, 3 * likelihood.params_per_pixel, 2, 3)
+    assert likelihood.log_prob(x, params).shape == (7, 5)
+    for pixels in (False, True):
+        assert model.sample(5, y=y, pixels=pixels).shape == (5, 3, 2, 3)

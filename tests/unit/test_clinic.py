@@ -1,0 +1,159 @@
+"""Each fault of the clinic is caught by the test that it names, and leaves the package whole."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vae_book import bounds
+from vae_book.bounds import importance_weighted_bound
+from vae_book.clinic import FAULTS, Fault, fault
+
+ROOT = Path(__file__).parents[2]
+
+
+# Each run is a fork of a process that has imported what takes long, and computed nothing.
+RUNS = """
+import os, sys
+import conftest, hypothesis, pytest, scipy.stats, vae_book.clinic, vae_book.training
+
+os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+options = "-o addopts= -p no:cacheprovider -q -rA --tb=no".split()
+for line in sys.stdin:
+    name, *tests = line.split()
+    sys.stdout.flush()
+    child = os.fork()
+    if not child:
+        fault = ["--fault", name] if name != "none" else []
+        status = pytest.main([*options, *fault, *tests])
+        sys.stdout.flush()
+        os._exit(status)
+    print(f"{name}: exit status {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}")
+"""
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    """What pytest says of each fault's test, and of all of them while nothing is broken."""
+    tests = {name: each.caught_by for name, each in FAULTS.items()}
+    tests |= {"none": " ".join(sorted(set(tests.values()))), "kl-sing": tests["kl-sign"]}
+    done = subprocess.run(
+        [sys.executable, "-c", RUNS],
+        input="".join(f"{name} {test}\n" for name, test in tests.items()),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+    )
+    ends = re.split(r"^([a-z0-9-]+): exit status (\d)\n", done.stdout, flags=re.MULTILINE)
+    return {
+        name: (int(status), said)
+        for said, name, status in zip(ends[::3], ends[1::3], ends[2::3], strict=False)
+    }
+
+
+def package():
+    """Every function that the package's modules and the owners of the faults hold."""
+    modules = {name: each for name, each in sys.modules.items() if name.startswith("vae_book.")}
+    owners = {str(each.owner): each.owner for each in FAULTS.values()}
+    return {
+        (name, attribute): value
+        for name, holder in (modules | owners).items()
+        for attribute, value in vars(holder).items()
+        if callable(value)
+    }
+
+
+# The tests that catch them ------------------------------------------------------------------------
+
+
+def test_the_tests_that_the_faults_name_pass_while_nothing_is_broken(outcomes):
+    status, said = outcomes["none"]
+    assert status == pytest.ExitCode.OK, said
+    for each in FAULTS.values():  # a test with parameters is followed by them
+        assert f"PASSED {each.caught_by}" in said
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_test_that_a_fault_names_fails_with_it(outcomes, name):
+    status, said = outcomes[name]
+    assert status == pytest.ExitCode.TESTS_FAILED, said
+    assert f"FAILED {FAULTS[name].caught_by}" in said
+
+
+def test_a_fault_that_there_is_not_is_an_error_of_use(outcomes):
+    status, said = outcomes["kl-sing"]
+    assert status == pytest.ExitCode.USAGE_ERROR
+    assert "--fault: name: expected one of mean-reduction, kl-over-784" in said
+
+
+# The switch ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_package_is_broken_in_one_place_and_whole_again_afterwards(name):
+    before, chosen = package(), FAULTS[name]
+    intact = getattr(chosen.owner, chosen.attribute)
+    with fault(name) as switched:
+        assert switched is chosen
+        broken = getattr(chosen.owner, chosen.attribute)
+        changed = {place: value for place, value in package().items() if value is not before[place]}
+        assert broken is not intact
+        assert all(value is broken for value in changed.values())
+        # Nobody in the package holds the intact function any more.
+        assert changed.keys() == {place for place, value in before.items() if value is intact}
+    assert package() == before
+
+
+def test_the_package_is_whole_again_after_an_error():
+    before = package()
+    with pytest.raises(ZeroDivisionError), fault("kl-sign"):
+        raise ZeroDivisionError
+    assert package() == before
+
+
+def test_faults_add_up():
+    before, zero = package(), torch.zeros(1)
+    with fault("kl-sign"), fault("kl-over-784"):
+        assert bounds.gaussian_unit_kl(zero + 2, zero).item() == pytest.approx(-2 / 784)
+    assert package() == before
+
+
+def test_what_was_imported_by_name_outside_stays_as_it_is():
+    log_weights = torch.tensor([[0.0], [3.0]])
+    with fault("softmax-over-losses"):
+        assert importance_weighted_bound is not bounds.importance_weighted_bound
+        broken, intact = (
+            bound(log_weights).item()
+            for bound in (bounds.importance_weighted_bound, importance_weighted_bound)
+        )
+    assert broken > intact + 0.1
+
+
+def test_an_unknown_fault_is_refused_with_those_that_there_are():
+    with (
+        pytest.raises(ValueError, match=r"^name: expected one of .*kl-sign, .*, got 'kl-sing'$"),
+        fault("kl-sing"),
+    ):
+        pass
+
+
+# What is told of them -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("each", FAULTS.values(), ids=FAULTS.keys())
+def test_a_fault_says_what_is_wrong_and_where_it_was_met(each: Fault):
+    assert each.wrong.endswith(".")
+    assert "\n" not in each.wrong
+    for text in (each.met, each.symptom):
+        assert text.strip(" .") == text
+        assert text
+    assert each.caught_by.startswith("tests/unit/test_")
+
+
+def test_there_are_eight_faults_or_more():
+    assert len(FAULTS) >= 8

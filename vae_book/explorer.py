@@ -1,0 +1,261 @@
+"""A decoder that runs in the reader's page: a latent plane to walk through (used in chapter 9).
+
+The page gets the decoder's weights and a script, explorer.js, that computes with them: no kernel,
+no network, no library. Where scripts are off, a picture stands in its place.
+"""
+
+import html
+import json
+import math
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import sha256
+from importlib.resources import files
+from itertools import cycle
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import torch
+from jaxtyping import Float, Int
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from torch import Tensor, nn
+
+from vae_book.data import Images
+from vae_book.evaluation import posteriors
+from vae_book.figures import GRAY, STYLE, WIDTH, one_sentence, png
+from vae_book.likelihoods import Bernoulli
+from vae_book.models import VAE
+
+# Of each class on light and on dark paper, as far apart as ten colors can be for readers with and
+# without color blindness. Its label stands among the dots of a class all the same.
+COLORS = (
+    ("#5f90f2", "#599eee"),
+    ("#6457c9", "#5ebdb2"),
+    ("#21a45a", "#68e289"),
+    ("#952950", "#d0527d"),
+    ("#1c728a", "#268b9b"),
+    ("#c970ba", "#f0b6ec"),
+    ("#816119", "#c49162"),
+    ("#e96711", "#e0bf10"),
+    ("#0e4a0f", "#708710"),
+    ("#4e198b", "#9267d1"),
+)
+CIRCLES = {"50 %": 0.5, "95 % of the prior": 0.95}
+LEAST_LIMIT = 3.0  # the larger circle and some more
+LABEL = 0.16  # of the limit: how far labels are apart
+SIDE = 11  # decoded images along each side of the static picture
+SENTENCE = (
+    "The latent plane with the posterior means of held-out images by class, and what the decoder "
+    "makes of a grid of its points."
+)
+
+
+class Group(NamedTuple):
+    """The images of one class in the latent plane.
+
+    Attributes:
+        name: of the class.
+        dots: the posterior means.
+        label: where the name stands: at their median, or next to it.
+        colors: of the dots on light and on dark paper.
+    """
+
+    name: str
+    dots: Float[Tensor, "n 2"]
+    label: Float[Tensor, "2"]
+    colors: tuple[str, str]
+
+
+def explorer(
+    model: VAE, data: Images, n: int = 500, limit: float | None = None, sentence: str = SENTENCE
+) -> str:
+    """A part of an HTML page in which a reader moves z and sees what the decoder makes of it.
+
+    Args:
+        model: a VAE with a latent size of 2 and Bernoulli pixels, one a place.
+        data: held-out images, on the model's device; their posterior means are drawn.
+        n: how many of them at most, evenly from first to last.
+        limit: how far z goes along each axis; None goes as far as the posterior means, and to 3.
+        sentence: the alternative text of the picture for pages without scripts.
+
+    Returns:
+        HTML that names itself by its content: the same each time, and different from others.
+
+    Raises:
+        ValueError: the model is another one, a layer of its decoder is unknown (see `layers`), or n
+            or limit is not positive.
+    """
+    return _rendered(model, data, n, limit, sentence)[0]
+
+
+def show_explorer(
+    model: VAE, data: Images, sentence: str, n: int = 500, limit: float | None = None
+) -> None:
+    """Display the `explorer` in a notebook with one sentence that states what it shows.
+
+    As in `vae_book.figures.show` the sentence becomes the caption and the alternative text.
+
+    Raises:
+        ValueError: the sentence is not one line that ends in a full stop, or see `explorer`.
+    """
+    from IPython.display import display  # a notebook has it; the package does not need it
+
+    sentence = one_sentence(sentence)
+    fragment, picture = _rendered(model, data, n, limit, sentence)
+    display({"text/html": fragment, "image/png": picture, "text/plain": sentence}, raw=True)
+
+
+def layers(decoder: nn.Sequential) -> list[dict[str, Any]]:
+    """The layers of a decoder with their weights, as explorer.js wants them.
+
+    Each is a dictionary of plain numbers and texts: its ``kind`` and what that takes. Weights are
+    little-endian float32 in base64, those of transposed convolutions with the output channels last.
+
+    Raises:
+        ValueError: a layer is none of Linear, ReLU, Sigmoid, Unflatten and ConvTranspose2d, or has
+            options that explorer.js does not know.
+    """
+    described: list[dict[str, Any]] = []
+    for module in decoder:
+        described += layers(module) if isinstance(module, nn.Sequential) else [_layer(module)]
+    return described
+
+
+def _layer(module: nn.Module) -> dict[str, Any]:
+    match module:
+        case nn.ReLU():
+            return {"kind": "ReLU"}
+        case nn.Sigmoid():
+            return {"kind": "Sigmoid"}
+        case nn.Unflatten(dim=-1):
+            return {"kind": "Unflatten", "shape": list(module.unflattened_size)}
+        case nn.Linear(bias=Tensor() as bias):
+            return {"kind": "Linear", **_weights(module.weight, bias)}
+        case nn.ConvTranspose2d(groups=1, dilation=(1, 1), bias=Tensor() as bias):
+            return {
+                "kind": "ConvTranspose2d",
+                **_weights(module.weight.movedim(1, -1), bias),
+                "kernel": module.kernel_size,
+                "stride": module.stride,
+                "padding": module.padding,
+                "extra": module.output_padding,
+            }
+    raise ValueError(
+        "decoder: expected layers of the kinds Linear, ReLU, Sigmoid, Unflatten(-1, ...) and "
+        f"ConvTranspose2d, with biases and without groups or dilation, got {module}"
+    )
+
+
+def _weights(weight: Tensor, bias: Tensor) -> dict[str, str]:
+    return {"weight": _base64(weight), "bias": _base64(bias)}
+
+
+def _base64(numbers: Tensor) -> str:
+    return b64encode(numbers.detach().cpu().numpy().astype("<f4").tobytes()).decode()
+
+
+def _rendered(
+    model: VAE, data: Images, n: int, limit: float | None, sentence: str
+) -> tuple[str, bytes]:
+    """The part of the page, and the picture that is in it as a PNG file."""
+    network = layers(_mean(model))
+    if n < 1:
+        raise ValueError(f"n: expected 1 or more images, got {n}")
+    kept = torch.linspace(0, len(data) - 1, min(n, len(data)), dtype=torch.float64).round().long()
+    data = replace(data, images=data.images[kept], labels=data.labels[kept])
+    mu = posteriors(model, data)[0].cpu()
+    if limit is None:
+        limit = max(LEAST_LIMIT, math.ceil(2 * mu.abs().max().item()) / 2)
+    elif not limit > 0:
+        raise ValueError(f"limit: expected a positive number, got {limit}")
+    groups = _groups(mu, data.labels.cpu(), limit)
+    picture = png(_picture(model, groups, limit))
+    content = {
+        "layers": network,
+        "classes": [
+            {
+                "name": group.name,
+                "color": f"light-dark({', '.join(group.colors)})",
+                # Of an SVG path. With decimals, which tests compare nearly and not as text.
+                "dots": "".join(f"M{x:.2f} {y:.2f}h0" for x, y in group.dots.tolist()),
+                "at": [f"{value:.2f}" for value in group.label.tolist()],
+            }
+            for group in groups
+        ],
+        "circles": [{"name": name, "radius": _radius(p)} for name, p in CIRCLES.items()],
+        "limit": limit,
+    }
+    # Named for what goes in: what comes out is rounded, on each machine a little differently.
+    digest = sha256(json.dumps([network, limit, sentence]).encode())
+    for tensor in (data.images, data.labels):
+        digest.update(tensor.cpu().numpy().tobytes())
+    name = f"vae-explorer-{digest.hexdigest()[:12]}"
+    source = f"data:image/png;base64,{b64encode(picture).decode()}"
+    still = f'<img src="{source}" alt="{html.escape(sentence)}" style="max-width: 100%">'
+    script = files("vae_book").joinpath("explorer.js").read_text("utf-8")
+    call = f'({script})("{name}", {json.dumps(content)})'
+    fragment = f'<div class="vae-explorer" id="{name}">{still}</div>\n<script>\n{call}\n</script>'
+    return fragment, picture
+
+
+def _mean(model: VAE) -> nn.Sequential:
+    """From z to the mean of p(x | z), if it is a picture that explorer.js can make."""
+    if model.conditional:
+        raise ValueError(f"model: expected a decoder of z alone, got a {type(model).__name__}")
+    if model.latent != 2:
+        raise ValueError(f"model: expected a latent size of 2, got {model.latent}")
+    if model.image_shape[0] != 1:
+        raise ValueError(f"model: expected images of one channel, got {model.image_shape[0]}")
+    if not isinstance(model.likelihood, Bernoulli):
+        kind = type(model.likelihood).__name__
+        raise ValueError(f"model: expected the likelihood Bernoulli, got {kind}")
+    return nn.Sequential(model.decoder, nn.Sigmoid())
+
+
+def _groups(mu: Float[Tensor, "n 2"], labels: Int[Tensor, " n"], limit: float) -> list[Group]:
+    names = labels.unique().tolist()
+    dots = [mu[labels == name] for name in names]
+    places = torch.stack([each.median(0).values for each in dots])
+    for _ in range(100):  # labels that overlap push each other away
+        gaps = places.unsqueeze(1) - places
+        distances = gaps.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+        places = places + 0.5 * (gaps * (LABEL * limit / distances - 1).clamp(min=0)).sum(1)
+    return [Group(str(name), *rest) for name, *rest in zip(names, dots, places, cycle(COLORS))]
+
+
+def _radius(probability: float) -> float:
+    """Of the circle around zero that z ~ N(0, I) falls into with that probability."""
+    return round(math.sqrt(-2 * math.log(1 - probability)), 4)
+
+
+@torch.no_grad()
+def _picture(model: VAE, groups: Sequence[Group], limit: float) -> Figure:
+    """What is to be seen without a script: the dots, and images from all over the plane."""
+    steps = torch.linspace(-limit, limit, SIDE).to(model.to_mu.weight)
+    z = torch.cartesian_prod(steps.flip(0), steps).flip(1)  # in reading order, z_2 going down
+    rows = model.likelihood.mean(model.decode(z)).squeeze(1).unflatten(0, (SIDE, SIDE))
+    mosaic = rows.transpose(1, 2).flatten(2).flatten(0, 1)
+    edge = limit * SIDE / (SIDE - 1)  # half an image beyond the last z
+    halo = [withStroke(linewidth=2, foreground="white")]
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, WIDTH / 2), sharey=True)
+        for name, dots, label, (color, _) in groups:
+            left.plot(*zip(*dots.tolist(), strict=True), ".", color=color, ms=3)
+            left.text(*label.tolist(), name, size=9, weight="bold", path_effects=halo)
+        for name, probability in CIRCLES.items():
+            radius = _radius(probability)
+            left.add_patch(plt.Circle((0, 0), radius, fill=False, color=GRAY))
+            left.text(0, radius, name, size=8, bbox={"fc": "white", "ec": "none", "pad": 0.5})
+        for text in left.texts:
+            text.set(ha="center", va="center")
+        right.imshow(
+            mosaic.cpu().numpy(), cmap="gray_r", vmin=0, vmax=1, extent=(-edge, edge, -edge, edge)
+        )
+        for axis, title in ((left, "posterior means"), (right, "decoded")):
+            axis.set(xlim=(-edge, edge), ylim=(-edge, edge), aspect="equal", xlabel="$z_1$")
+            axis.set_title(title, fontsize=11)
+            axis.grid(visible=False)
+        left.set_ylabel("$z_2$")
+    return figure
