@@ -24,24 +24,10 @@ from torch import Tensor, nn
 
 from vae_book.data import Images
 from vae_book.evaluation import posteriors
-from vae_book.figures import GRAY, STYLE, WIDTH, one_sentence, png
+from vae_book.figures import CLASS_COLORS, GRAY, STYLE, WIDTH, apart, one_sentence, png
 from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
 
-# Of each class on light and on dark paper, as far apart as ten colors can be for readers with and
-# without color blindness. Its label stands among the dots of a class all the same.
-COLORS = (
-    ("#5f90f2", "#599eee"),
-    ("#6457c9", "#5ebdb2"),
-    ("#21a45a", "#68e289"),
-    ("#952950", "#d0527d"),
-    ("#1c728a", "#268b9b"),
-    ("#c970ba", "#f0b6ec"),
-    ("#816119", "#c49162"),
-    ("#e96711", "#e0bf10"),
-    ("#0e4a0f", "#708710"),
-    ("#4e198b", "#9267d1"),
-)
 CIRCLES = {"50 %": 0.5, "95 % of the prior": 0.95}
 LEAST_LIMIT = 3.0  # the larger circle and some more
 LABEL = 0.16  # of the limit: how far labels are apart
@@ -189,7 +175,7 @@ def _rendered(
     }
     # Named for what goes in: what comes out is rounded, on each machine a little differently.
     digest = sha256(json.dumps([network, limit, sentence]).encode())
-    for tensor in (data.images, data.labels):
+    for tensor in (*model.state_dict().values(), data.images, data.labels):
         digest.update(tensor.cpu().numpy().tobytes())
     name = f"vae-explorer-{digest.hexdigest()[:12]}"
     source = f"data:image/png;base64,{b64encode(picture).decode()}"
@@ -217,12 +203,10 @@ def _mean(model: VAE) -> nn.Sequential:
 def _groups(mu: Float[Tensor, "n 2"], labels: Int[Tensor, " n"], limit: float) -> list[Group]:
     names = labels.unique().tolist()
     dots = [mu[labels == name] for name in names]
-    places = torch.stack([each.median(0).values for each in dots])
-    for _ in range(100):  # labels that overlap push each other away
-        gaps = places.unsqueeze(1) - places
-        distances = gaps.norm(dim=-1, keepdim=True).clamp(min=1e-6)
-        places = places + 0.5 * (gaps * (LABEL * limit / distances - 1).clamp(min=0)).sum(1)
-    return [Group(str(name), *rest) for name, *rest in zip(names, dots, places, cycle(COLORS))]
+    places = apart(torch.stack([each.median(0).values for each in dots]), LABEL * limit)
+    return [
+        Group(str(name), *rest) for name, *rest in zip(names, dots, places, cycle(CLASS_COLORS))
+    ]
 
 
 def _radius(probability: float) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -483,18 +484,30 @@ def classes(
     points: Float[Tensor, "n 2"], labels: Int[Tensor, " n"], x_label: str, y_label: str
 ) -> Figure:
     """Points of a plane in the color of their class, and each class's label amid its points."""
+    points, labels = points.cpu(), labels.cpu()
+    names = labels.unique().tolist()
+    groups = [points[labels == name] for name in names]
+    places = apart(torch.stack([own.median(0).values for own in groups]), points.std().item() / 4)
     halo = [withStroke(linewidth=3, foreground="white")]
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(WIDTH, 4.4))
-        for label, (color, _) in zip(labels.unique().tolist(), cycle(CLASS_COLORS), strict=False):
-            own = points[labels == label].cpu()
+        for name, own, place, (color, _) in zip(names, groups, places, cycle(CLASS_COLORS)):
             axis.plot(*own.T, ".", color=color, ms=5)
-            middle = own.median(0).values.tolist()
-            axis.text(*middle, str(label), weight="bold", size=15, path_effects=halo, zorder=3)
+            x, y = place.tolist()
+            axis.text(x, y, str(name), weight="bold", size=15, path_effects=halo, zorder=3)
         for text in axis.texts:
             text.set(ha="center", va="center")
         axis.set(xlabel=x_label, ylabel=y_label)
     return figure
+
+
+def apart(places: Float[Tensor, "n 2"], gap: float) -> Float[Tensor, "n 2"]:
+    """Places for labels at these points, or next to them where two are nearer than the gap."""
+    for _ in range(100):  # labels that overlap push each other away
+        away = places.unsqueeze(1) - places
+        distance = away.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+        places = places + 0.5 * (away * (gap / distance - 1).clamp(min=0)).sum(1)
+    return places
 
 
 def loss_terms(history: History) -> Figure:

@@ -22,7 +22,8 @@ from torch import nn
 from tests.comparison import Printed
 from vae_book import explorer as module
 from vae_book.data import Images
-from vae_book.explorer import COLORS, explorer, layers, show_explorer
+from vae_book.explorer import explorer, layers, show_explorer
+from vae_book.figures import CLASS_COLORS
 from vae_book.likelihoods import ContinuousBernoulli, Gaussian
 from vae_book.models import CVAE, VAE, ConvVAE
 
@@ -226,10 +227,10 @@ def test_dots_stand_out_from_the_paper(place):
     script = (ROOT / "vae_book" / "explorer.js").read_text()
     paper = re.search(r"--paper: light-dark\((#\w+), (#\w+)\)", script)[place + 1]
     paper = paper if len(paper) == 7 else f"#{''.join(2 * digit for digit in paper[1:])}"
-    for colors in COLORS:
+    for colors in CLASS_COLORS:
         low, high = sorted([luminance(paper), luminance(colors[place])])
         assert (high + 0.05) / (low + 0.05) >= 3  # WCAG 2.2, 1.4.11
-    assert len({colors[place] for colors in COLORS}) == 10
+    assert len({colors[place] for colors in CLASS_COLORS}) == 10
 
 
 def test_the_same_input_makes_the_same_explorer_and_another_one_another_name(model):
