@@ -219,6 +219,26 @@ MUTANTS = {
         "z = standard_normal(",
         "z = 2 * standard_normal(",
     ),
+    ("10", "warm-up from full weight"): (
+        "objectives.py",
+        "return self.beta * min(1.0, epoch / self.warm_up) if self.warm_up else self.beta",
+        "return self.beta",
+    ),
+    ("10", "free nats for all units together"): (
+        "objectives.py",
+        "terms.unit_kl.clamp(min=self.free_nats).sum(-1)",
+        "terms.unit_kl.sum(-1).clamp(min=self.free_nats)",
+    ),
+    ("10", "aggregated posterior without its widths"): (
+        "evaluation.py",
+        " + variance.diag()",
+        "",
+    ),
+    ("10", "fault left switched on"): (
+        "clinic.py",
+        "        _replace(chosen, broken, intact)",
+        "        pass",
+    ),
 }
 
 

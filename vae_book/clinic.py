@@ -70,11 +70,11 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
         ),
         "kl-sign": Fault(
             wrong="The KL enters with the wrong sign.",
-            met="graviraja/pytorch-sample-codes issue 6, FluxML/model-zoo pull request 147",
+            met="dev4488/VAE_gumble_softmax issue 1, FluxML/model-zoo pull request 147",
             owner=divergences,
             attribute="gaussian_unit_kl",
             broken=lambda unit_kl: lambda *args: -unit_kl(*args),
-            symptom="the loss falls below zero and on, until it overflows",
+            symptom="the loss falls below zero, and goes on falling",
             caught_by="tests/unit/test_bounds.py::"
             "test_the_bound_and_the_divergence_from_the_posterior_add_up_to_the_evidence",
         ),
@@ -90,17 +90,17 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
         ),
         "uniform-noise": Fault(
             wrong="The noise comes from rand, uniform between 0 and 1, in place of randn.",
-            met="dferendo/RecommendationSystem issue 3, graviraja/pytorch-sample-codes issue 3",
+            met="dferendo/RecommendationSystem issue 3",
             owner=device,
             attribute="standard_normal",
             broken=lambda normal: lambda *args: torch.special.ndtr(normal(*args)),
-            symptom="none to see; the loss is too good",
+            symptom="pale samples; the loss is too good",
             caught_by="tests/unit/test_training.py::"
             "test_noise_is_standard_normal_and_never_used_twice",
         ),
         "no-reparameterization": Fault(
             wrong="z is drawn where gradients are cut, as by sample() in place of rsample().",
-            met="common, in no issue that we know",
+            met="pytorch/pytorch issue 4620, about torch.normal",
             owner=reparameterization,
             attribute="reparameterize",
             broken=lambda draw: lambda mu, log_var, eps: draw(mu.detach(), log_var.detach(), eps),
@@ -120,7 +120,7 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
         ),
         "sigmoid-twice": Fault(
             wrong="The decoder ends in a sigmoid, and the loss applies another.",
-            met="itakurah/focal-loss-pytorch pull request 5, there in another loss",
+            met="itakurah/focal-loss-pytorch pull request 5, about another loss",
             owner=VAE,
             attribute="decode",
             broken=lambda decode: lambda self, z: decode(self, z).sigmoid(),

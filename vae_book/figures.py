@@ -276,7 +276,7 @@ def grid(
     figure.supxlabel(x_label, fontsize=11)
     figure.supylabel(y_label, fontsize=11)
     handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False, fontsize=10)
+    figure.legend(handles, names, loc="outside upper center", ncols=2, frameon=False, fontsize=10)
     return figure
 
 
@@ -301,8 +301,9 @@ def trade_off(
         for point in others.values():
             axis.plot(*point, "s", color=ORANGE)
         for name, point in {**curve, **others}.items():
-            axis.annotate(name, point, (7, 7), textcoords="offset points")
-        axis.margins(0.12)
+            lift = 3 if name in curve else 10  # others may lie close above the curve
+            axis.annotate(name, point, (8, lift), textcoords="offset points")
+        axis.margins(0.18, 0.12)
         limits = axis.get_xlim(), axis.get_ylim()
         label = f"sum {sum(curve[tangent]):.0f}"
         axis.axline(curve[tangent], slope=-1, color=GRAY, lw=1.5, ls=":", label=label)
@@ -323,12 +324,12 @@ def clouds(
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            1, len(points), figsize=(WIDTH, 2.6), sharex=True, sharey=True, squeeze=False
+            1, len(points), figsize=(WIDTH, 2.3), sharex=True, sharey=True, squeeze=False
         )
         for axis, (name, cloud) in zip(axes[0], points.items(), strict=True):
             axis.plot(*cloud.detach().cpu().T, ".", color=BLUE, ms=2, mew=0, alpha=0.6)
             for radius in (1, 2, 3):
-                axis.add_patch(plt.Circle((0, 0), radius, fill=False, ec=ORANGE, lw=1.5))
+                axis.add_patch(plt.Circle((0, 0), radius, fill=False, ec=ORANGE, lw=1.2))
             axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel=x_label)
             axis.set_title(name, fontsize=11)
         axes[0, 0].set_ylabel(y_label)

@@ -109,11 +109,12 @@ def test_the_weight_rises_from_nothing_to_beta_in_equal_steps(beta, warm_up, wei
         torch.testing.assert_close(loss(objective, epoch), by_hand(weight=weight))
 
 
+@pytest.mark.equation("eq-objective", route="loops and torch.distributions", rel=1e-6)
 @pytest.mark.parametrize("free_nats", [0.0, 0.05, 0.5, 3.0])
 @pytest.mark.parametrize("beta", [1.0, 0.3])
-def test_free_nats_are_for_each_unit_of_each_image(free_nats, beta):
+def test_free_nats_are_for_each_unit_of_each_image(agree, free_nats, beta):
     objective = Objective(beta=beta, free_nats=free_nats)
-    torch.testing.assert_close(loss(objective), by_hand(weight=beta, free_nats=free_nats))
+    agree(loss(objective), by_hand(weight=beta, free_nats=free_nats))
 
 
 def test_below_the_free_nats_a_unit_is_left_alone_and_above_it_feels_the_divergence():

@@ -260,6 +260,7 @@ def test_learning_with_a_density_of_gray_levels_moves_every_parameter(likelihood
 # Other objectives ---------------------------------------------------------------------------------
 
 
+@pytest.mark.equation("eq-objective", route="a written-out loss and torch's Adam", abs=1e-12)
 @pytest.mark.parametrize(
     ("objective", "weights"),
     [
@@ -274,7 +275,7 @@ def test_learning_with_a_density_of_gray_levels_moves_every_parameter(likelihood
     ids=str,
 )
 @pytest.mark.parametrize("kind", [Spy, ConditionalSpy])
-def test_steps_are_adam_on_the_objective(objective, weights, kind):
+def test_steps_are_adam_on_the_objective(agree, objective, weights, kind):
     """Three epochs agree with Adam on a loss that is written out."""
     spy = kind().double()
     w = {k: v.clone().requires_grad_() for k, v in spy.state_dict().items()}
@@ -291,7 +292,7 @@ def test_steps_are_adam_on_the_objective(objective, weights, kind):
             (reconstruction + weight * penalty).mean().backward()
             adam.step()
     for name, trained in spy.state_dict().items():
-        torch.testing.assert_close(trained, w[name].detach(), rtol=0, atol=1e-12)
+        agree(trained, w[name])
     if objective.free_nats:
         assert 0.1 < torch.cat(free).double().mean() < 0.9
 
