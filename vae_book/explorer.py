@@ -31,7 +31,7 @@ from vae_book.models import VAE
 CIRCLES = {"50 %": 0.5, "95 % of the prior": 0.95}
 LEAST_LIMIT = 3.0  # the larger circle and some more
 LABEL = 0.16  # of the limit: how far labels are apart
-SIDE = 11  # decoded images along each side of the static picture
+SIDE = 7  # decoded images along each side of the static picture
 SENTENCE = (
     "The latent plane with the posterior means of held-out images by class, and what the decoder "
     "makes of a grid of its points."
