@@ -38,7 +38,6 @@ def main() -> None:
         load_mnist("test")
     except DataError as error:
         raise SystemExit(str(error)) from error
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for path in trained_chapters():
         if sys.argv[1:] and path.name[:2] not in sys.argv[1:]:
             continue
@@ -46,6 +45,7 @@ def main() -> None:
         execute(notebook, path.parent)
         seconds = round(time.perf_counter() - start)
         print(f"{path.stem}: {seconds} s", flush=True)
+        found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         found[path.stem] = {
             "title": title(notebook),
             "device": describe(best_device()),
@@ -53,7 +53,7 @@ def main() -> None:
             "printed": printed(notebook),
         }
         RESULTS.write_text(json.dumps(found, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
-    PAGE.write_text(page(found))
+    PAGE.write_text(page(json.loads(RESULTS.read_text())))
 
 
 def trained_chapters() -> list[Path]:
