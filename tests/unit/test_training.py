@@ -260,21 +260,28 @@ def test_learning_with_a_density_of_gray_levels_moves_every_parameter(likelihood
 # Other objectives ---------------------------------------------------------------------------------
 
 
+OBJECTIVES = [
+    (Objective(beta=0.0), [0, 0, 0]),
+    (Objective(beta=4.0), [4, 4, 4]),
+    (Objective(warm_up=2), [0, 0.5, 1]),
+    (Objective(free_nats=0.055), [1, 1, 1]),
+    (Objective(beta=6.0, warm_up=3, free_nats=0.055), [0, 2, 4]),
+    (Objective(beta=0.5, penalty="naive"), [0.5, 0.5, 0.5]),
+    (Objective(warm_up=2, penalty="naive"), [0, 0.5, 1]),
+]
+
+
 @pytest.mark.equation("eq-objective", route="a written-out loss and torch's Adam", abs=1e-12)
 @pytest.mark.parametrize(
-    ("objective", "weights"),
+    ("objective", "weights", "kind"),
     [
-        (Objective(beta=0.0), [0, 0, 0]),
-        (Objective(beta=4.0), [4, 4, 4]),
-        (Objective(warm_up=2), [0, 0.5, 1]),
-        (Objective(free_nats=0.055), [1, 1, 1]),
-        (Objective(beta=6.0, warm_up=3, free_nats=0.055), [0, 2, 4]),
-        (Objective(beta=0.5, penalty="naive"), [0.5, 0.5, 0.5]),
-        (Objective(warm_up=2, penalty="naive"), [0, 0.5, 1]),
+        (objective, weights, kind)
+        for objective, weights in OBJECTIVES
+        for kind in (Spy, ConditionalSpy)
+        if kind is Spy or objective.penalty == "kl"  # for a learned prior the other is refused
     ],
     ids=str,
 )
-@pytest.mark.parametrize("kind", [Spy, ConditionalSpy])
 def test_steps_are_adam_on_the_objective(agree, objective, weights, kind):
     """Three epochs agree with Adam on a loss that is written out."""
     spy = kind().double()
