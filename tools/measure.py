@@ -45,8 +45,7 @@ def in_seconds(train: Images, test: Images, draws: int) -> dict:
         torch.manual_seed(seed)
         model = VAE(latent=10, hidden=100).to(train.images.device)
         try:
-            stop = stop_after(SECONDS)
-            fit(model, train, epochs=1000, seed=seed, n_samples=draws, on_epoch=stop)
+            fit(model, train, epochs=1000, seed=seed, n_samples=draws, on_epoch=stop_in_time)
         except TimeIsUpError as end:
             histories.append(end.history)
         bounds.append(test_bound(model, test, seed=seed))
@@ -68,14 +67,9 @@ class TimeIsUpError(Exception):
         self.history = history
 
 
-def stop_after(seconds: float) -> Callable[[History], None]:
-    """What `fit` calls after each epoch: ends it when its training took that long."""
-
-    def stop(history: History) -> None:
-        if sum(history.seconds) >= seconds:
-            raise TimeIsUpError(history)
-
-    return stop
+def stop_in_time(history: History) -> None:
+    if sum(history.seconds) >= SECONDS:
+        raise TimeIsUpError(history)
 
 
 def chapter_08() -> list[dict]:

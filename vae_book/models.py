@@ -106,6 +106,10 @@ class VAE(nn.Module):
         """
         z = standard_normal((n, self.latent), generator).to(next(self.decoder.parameters()))
         params = self.decode(z)
+        return self._images(params, generator, pixels)
+
+    def _images(self, params: Tensor, generator: torch.Generator | None, pixels: bool) -> Tensor:
+        """Pixels drawn from p(x | z), or its mean."""
         return self.likelihood.sample(params, generator) if pixels else self.likelihood.mean(params)
 
     def check_images(self, x: Tensor) -> None:
@@ -311,7 +315,7 @@ class ConditionalVAE(VAE):
             raise ValueError(f"y: expected {n} of them, got {tuple(mu.shape[:-1])}")
         eps = standard_normal((n, self.latent), generator).to(mu)
         params = self.decode(reparameterize(mu, log_var, eps), y)
-        return self.likelihood.sample(params, generator) if pixels else self.likelihood.mean(params)
+        return self._images(params, generator, pixels)
 
 
 class CVAE(ConditionalVAE):
