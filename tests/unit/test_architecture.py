@@ -9,15 +9,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MODULES = {path.stem: path for path in (ROOT / "vae_book").glob("*.py")}
 LAYERS = [
-    {"checks", "device", "likelihoods", "parallel"},
-    {"monte_carlo", "reparameterization"},
-    {"divergences"},
-    {"bayes", "data", "models"},
+    {"checks", "device", "display", "likelihoods", "parallel"},
+    {"figures", "monte_carlo", "reparameterization"},
+    {"divergences", "gradient_estimators"},
+    {"bayes", "data", "linear_gaussian", "models"},
     {"bounds"},
     {"checkpoints", "evaluation", "objectives"},
     {"training"},
-    {"clinic", "commands", "figures"},
-    {"explorer"},
+    {"clinic", "commands", "diagrams", "explorer"},
     {"__main__"},
 ]
 

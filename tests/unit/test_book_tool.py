@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 ROOT = Path(__file__).parents[2]
 FIGURE = """from vae_book import figures
 import torch
-figures.show(figures.image_grid(torch.zeros(3, 1, 28, 28)), f"Three of {1 + 1} images.")"""
+display.show(figures.image_grid(torch.zeros(3, 1, 28, 28)), f"Three of {1 + 1} images.")"""
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from scipy.stats import bernoulli, multinomial, multivariate_normal, norm
 from torch.distributions import Normal, kl_divergence
 
 from vae_book import evaluation
-from vae_book.bayes import LinearGaussian
 from vae_book.bounds import (
     Elbo,
     condition,
@@ -30,6 +29,7 @@ from vae_book.data import Images
 from vae_book.device import seeded
 from vae_book.evaluation import test_bound
 from vae_book.likelihoods import Bernoulli, Gaussian
+from vae_book.linear_gaussian import LinearGaussian
 from vae_book.models import CVAE, VAE, CompletionVAE
 from vae_book.monte_carlo import average, log_average
 

@@ -1,20 +1,16 @@
 """What is asked of arguments, and how it is said."""
 
 import math
-import re
 
 import numpy as np
 import pytest
 import torch
 
+from tests.numbers import refused
 from vae_book.checks import broadcastable, cholesky, enough_draws, no_nan, same_shape
 from vae_book.device import seeded
 
 EYE = torch.eye(2, dtype=torch.float64)
-
-
-def refused(message):
-    return pytest.raises(ValueError, match=f"^{re.escape(message)}")
 
 
 def symmetric(*shape, dtype=torch.float64):

@@ -1,13 +1,12 @@
 """Divergences are the integrals that define them, and behave as divergences should."""
 
 import math
-import re
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.special import rel_entr
@@ -25,6 +24,7 @@ from torch.distributions import (
     kl_divergence,
 )
 
+from tests.numbers import double, refused, repeatable
 from vae_book.device import seeded
 from vae_book.divergences import (
     discrete_kl,
@@ -37,13 +37,6 @@ from vae_book.divergences import (
     naive_regularizer,
 )
 
-repeatable = settings(
-    database=None,
-    deadline=None,
-    derandomize=True,
-    max_examples=50,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
 # The package has the processor treat subnormal numbers as zero (see vae_book.device).
 floats = partial(st.floats, allow_subnormal=False)
 moderate = floats(-4, 4)
@@ -54,14 +47,6 @@ rows = st.lists(st.tuples(moderate, moderate, moderate, moderate), min_size=1, m
 # Unnormalized probabilities of two distributions over the same outcomes.
 pairs = st.lists(st.tuples(floats(0, 1), floats(0.01, 1)), min_size=2, max_size=6)
 STANDARD = Normal(0.0, 1.0)
-
-
-def double(values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def refused(message):
-    return pytest.raises(ValueError, match=f"^{re.escape(message)}")
 
 
 def columns(rows):

@@ -1,35 +1,19 @@
 """Averages over draws are what they say, and so are their standard errors."""
 
 import math
-import re
 import statistics
 from fractions import Fraction
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.numbers import double, refused, repeatable
 from vae_book.device import seeded
 from vae_book.monte_carlo import average, effective_sample_size, log_average
 
-repeatable = settings(
-    database=None,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
 logarithms = st.lists(st.floats(-30, 30, allow_subnormal=False), min_size=2, max_size=8)
-
-
-def double(values):
-    """Numbers, or fractions, as a tensor."""
-    return torch.from_numpy(np.array(values, dtype=np.float64))
-
-
-def refused(message):
-    return pytest.raises(ValueError, match=f"^{re.escape(message)}")
 
 
 @pytest.mark.equation("eq-monte-carlo", route="Python's statistics, in fractions", rel=1e-12)

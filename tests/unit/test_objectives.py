@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from tests.numbers import double
 from vae_book.bounds import Elbo
 from vae_book.divergences import gaussian_unit_kl
 from vae_book.objectives import Objective
@@ -17,10 +18,6 @@ POSTERIORS = [
     [(-1.5, 0.2, 0.0, 2.0), (0.2, 1.1, 0.0, 1.0), (0.7, 0.6, 0.0, 0.5)],
 ]
 RECONSTRUCTIONS = [80.0, 120.0]
-
-
-def double(values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def inputs():

@@ -1,0 +1,81 @@
+"""What a chapter displays: a picture with its sentence, tables, claims that hold."""
+
+from io import BytesIO
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from PIL import Image
+
+from vae_book import diagrams, display, figures
+from vae_book.device import seeded
+
+
+@pytest.fixture
+def displayed(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+    return shown
+
+
+def some_images(n):
+    return torch.rand(n, 1, 28, 28, generator=seeded(1))
+
+
+def test_show_gives_the_picture_and_the_sentence_and_closes_the_figure(displayed):
+    figure = figures.image_grid(some_images(10))
+    display.show(figure, "Ten images of noise. ")
+    picture = Image.open(BytesIO(displayed[0]["image/png"]))
+    assert picture.size[0] == figures.WIDTH * display.DPI
+    assert displayed[0]["text/plain"] == "Ten images of noise."
+    assert not plt.fignum_exists(figure.number)
+
+
+@pytest.mark.parametrize("sentence", ["", "no full stop", "two\nlines."])
+def test_show_wants_a_sentence(displayed, sentence):
+    with pytest.raises(ValueError, match="sentence: expected one line"):
+        display.show(diagrams.vae_diagram(), sentence)
+    assert not displayed
+    plt.close("all")
+
+
+def test_the_same_figure_is_the_same_picture(displayed):
+    for _ in range(2):
+        display.show(figures.image_grid(some_images(3)), "Noise.")
+    assert displayed[0]["image/png"] == displayed[1]["image/png"]
+
+
+def test_show_table_rounds_and_refuses_rows_that_do_not_fit(displayed):
+    display.show_table(["name", "value"], [["a", 1.005001], ["b", torch.tensor(2.5)], ["c", 4500]])
+    lines = displayed[0]["text/plain"].splitlines()
+    assert lines == [
+        "| name | value |",
+        "| --- | --: |",
+        "| a | 1.01 |",
+        "| b | 2.50 |",
+        "| c | 4,500 |",
+    ]
+    assert displayed[0]["text/markdown"] == displayed[0]["text/plain"]
+    with pytest.raises(ValueError, match="rows: expected 2 cells"):
+        display.show_table(["name", "value"], [["a"]])
+
+
+def test_a_claim_is_shown_where_it_holds_and_left_out_visibly_elsewhere(displayed):
+    for holds in (2 > 1, torch.tensor(2.0) > 1, torch.tensor(0.0) > 1):
+        display.claim("Two is more than **one**.", holds)
+    texts = [each["text/plain"] for each in displayed]
+    assert texts == ["Two is more than **one**."] * 2 + [display.LEFT_OUT]
+    assert [each["text/markdown"] for each in displayed] == texts
+
+
+def test_a_claim_is_one_sentence_and_has_one_answer(displayed):
+    with pytest.raises(ValueError, match="sentence: expected one line"):
+        display.claim("no full stop", True)
+    with pytest.raises(RuntimeError, match="ambiguous"):
+        display.claim("It holds twice.", torch.tensor([True, False]))
+    assert not displayed
+
+
+def test_words_of_a_caption_are_stated_where_they_hold():
+    assert display.stated("It falls.", 1 < 2) == "It falls."
+    assert display.stated("It falls.", 2 < 1) == ""

@@ -1,0 +1,98 @@
+"""What a chapter shows beside its prose: figures, tables and claims (used in every chapter).
+
+A sentence about a measurement is printed only where it holds: `claim` and `stated` take the
+comparison along with the words. The regression tests compare sentences, since they cannot compare
+pictures.
+"""
+
+from collections.abc import Sequence
+from io import BytesIO
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from torch import Tensor
+
+DPI = 160
+LEFT_OUT = "*A sentence that does not hold for these data is left out here.*"
+
+
+def stated(sentence: str, holds: object) -> str:
+    """The sentence if it holds, else nothing: for captions, whose other words always hold."""
+    return sentence if bool(holds) else ""
+
+
+def claim(sentence: str, holds: object) -> None:
+    """Display a sentence about a measurement if it holds, else a line that says it is left out.
+
+    On other data, seeds and devices the numbers differ, and with them what may be said of them.
+
+    Args:
+        sentence: one sentence, which may use Markdown and formulas.
+        holds: whether it does, computed from the numbers it speaks of.
+
+    Raises:
+        ValueError: the sentence is empty, longer than one line or does not end in a full stop.
+    """
+    from IPython.display import display  # a notebook has it; the package does not need it
+
+    text = stated(one_sentence(sentence), holds) or LEFT_OUT
+    display({"text/markdown": text, "text/plain": text}, raw=True)
+
+
+def show(figure: Figure, sentence: str) -> None:
+    """Display a figure in a notebook with one sentence that states what it shows.
+
+    The sentence, with its rounded numbers, is the figure's text output. It becomes the caption and
+    the alternative text of the page, and the regression tests compare it, since they cannot
+    compare pictures.
+
+    Raises:
+        ValueError: the sentence is empty, longer than one line or does not end in a full stop.
+    """
+    from IPython.display import display  # a notebook has it; the package does not need it
+
+    sentence = one_sentence(sentence)
+    display({"image/png": png(figure), "text/plain": sentence}, raw=True)
+
+
+def one_sentence(text: str) -> str:
+    """The text without space around it.
+
+    Raises:
+        ValueError: it is empty, longer than one line or does not end in a full stop.
+    """
+    text = text.strip()
+    if not text.endswith(".") or "\n" in text:
+        raise ValueError(f"sentence: expected one line that ends in a full stop, got {text!r}")
+    return text
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file; the figure itself is closed."""
+    picture = BytesIO()
+    figure.savefig(picture, format="png", dpi=DPI, metadata={"Software": None})
+    plt.close(figure)
+    return picture.getvalue()
+
+
+def show_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Display a table in a notebook; numbers that are not whole get two decimals.
+
+    Raises:
+        ValueError: a row has not as many cells as the header.
+    """
+    from IPython.display import display
+
+    lines = [[_cell(value) for value in row] for row in rows]
+    for line in lines:
+        if len(line) != len(header):
+            raise ValueError(f"rows: expected {len(header)} cells in each, got {len(line)}")
+    rule = ["---", *["--:"] * (len(header) - 1)]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines])
+    display({"text/markdown": text, "text/plain": text}, raw=True)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float | Tensor):
+        return f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
