@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vae_book.checkpoints import write_checkpoint
 from vae_book.data import DataError, Images, binarize, load_mnist, quadrants
 from vae_book.device import best_device, describe, seeded
-from vae_book.evaluation import Bound, active_units, log_likelihood, test_bound
+from vae_book.evaluation import Bound, active_units, average_elbo, log_likelihood
 from vae_book.models import VAE, CompletionVAE, ConvVAE
 from vae_book.training import History, fit
 
@@ -48,14 +48,14 @@ def in_seconds(train: Images, test: Images, draws: int) -> dict:
             fit(model, train, epochs=1000, seed=seed, n_samples=draws, on_epoch=stop_in_time)
         except TimeIsUpError as end:
             histories.append(end.history)
-        bounds.append(test_bound(model, test, seed=seed))
+        bounds.append(average_elbo(model, test, seed=seed))
     return {
         **protocol("VAE 784-100-10", train, bounds[0]),
         "draws": draws,
         "epochs": statistics.median(history.epochs for history in histories),
         "seconds": statistics.mean(sum(history.seconds) for history in histories),
-        "held_out": statistics.mean(bound.value for bound in bounds),
-        "spread_over_seeds": statistics.stdev(bound.value for bound in bounds),
+        "held_out": statistics.mean(bound.negative_elbo for bound in bounds),
+        "spread_over_seeds": statistics.stdev(bound.negative_elbo for bound in bounds),
     }
 
 
@@ -121,7 +121,7 @@ def over_time(
     options = {"epochs": epochs, "lr": float(lr), "batch_size": batch_size}
     history = fit(model, train, held_out=test, **options)
     seconds = statistics.median(history.seconds)
-    bound = test_bound(model, test, n_samples=10)
+    bound = average_elbo(model, test, n_samples=10)
     if kept:
         unused = torch.optim.Adam(model.parameters())  # without the moments, a third of the size
         write_checkpoint(RESULTS / f"{kept}.pt", model, unused, asdict(history), {})
@@ -133,7 +133,7 @@ def over_time(
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "epochs": epochs,
         "seconds_of_an_epoch": seconds,
-        "held_out": bound.value,
+        "held_out": bound.negative_elbo,
         "standard_error": bound.standard_error,
         "bottleneck_in_use": in_use(model, test),
         "active_units": active_units(model, test),
@@ -167,7 +167,7 @@ class Deterministic(CompletionVAE):
 def completion(train: Images, test: Images) -> dict:
     """-log p(missing | seen), by the estimates that tables of it hold."""
     test = test.with_images(binarize(test.images, seeded(0)))
-    seen, missing = test.labels.shape[1], test.images.shape[1]
+    seen, missing = test.told.shape[1], test.images.shape[1]
     models = []
     for kind in (Deterministic, CompletionVAE):
         torch.manual_seed(0)
@@ -176,7 +176,7 @@ def completion(train: Images, test: Images) -> dict:
         fit(models[-1], train, epochs=EPOCHS_OF_A_COMPLETION, resample=True)
     network, vae = models
     exact = log_likelihood(network, test, n_samples=1, from_prior=True)
-    bound = test_bound(vae, test)
+    bound = average_elbo(vae, test)
     sampled = log_likelihood(vae, test, n_samples=100)
     monte_carlo = log_likelihood(vae, test, n_samples=100, from_prior=True)
     return {
@@ -186,10 +186,10 @@ def completion(train: Images, test: Images) -> dict:
         "seeds": [0],
         "seen": seen,
         "epochs": EPOCHS_OF_A_COMPLETION,
-        "deterministic": exact.value,
-        "bound": bound.value,
-        "importance_sampling": sampled.value,
-        "monte_carlo": monte_carlo.value,
+        "deterministic": -exact.value,
+        "bound": bound.negative_elbo,
+        "importance_sampling": -sampled.value,
+        "monte_carlo": -monte_carlo.value,
         "standard_error": exact.standard_error,
     }
 
@@ -205,9 +205,9 @@ def mlp_bounds(train: Images, test: Images, epochs: tuple[int, ...]) -> list[dic
         def record(history: History, model=model, seed=seed, start=start) -> None:
             if history.epochs in runs:
                 minutes = (time.perf_counter() - start) / 60
-                bound = test_bound(model, test, seed=seed)
+                bound = average_elbo(model, test, seed=seed)
                 runs[history.epochs].append(
-                    {"bound": bound, "train": history.loss[-1], "minutes": minutes}
+                    {"bound": bound, "train": history.negative_elbo[-1], "minutes": minutes}
                 )
 
         fit(model, train, epochs=max(epochs), seed=seed, on_epoch=record)
@@ -220,9 +220,9 @@ def summary(train: Images, epochs: int, runs: list[dict]) -> dict:
     return {
         **protocol("VAE 784-400-20", train, bounds[0]),
         "epochs": epochs,
-        "test": statistics.mean(bound.value for bound in bounds),
+        "test": statistics.mean(bound.negative_elbo for bound in bounds),
         "test_standard_error": statistics.mean(bound.standard_error for bound in bounds),
-        "test_spread_over_seeds": statistics.stdev(bound.value for bound in bounds),
+        "test_spread_over_seeds": statistics.stdev(bound.negative_elbo for bound in bounds),
         "train": statistics.mean(run["train"] for run in runs),
         "minutes": statistics.mean(run["minutes"] for run in runs),
     }

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from scipy.integrate import quad
 from torch import Tensor
 
-from vae_book.checks import broadcastable, enough_draws, no_nan
+from vae_book.checks import as_floats, enough_draws, last_axis, sums_to_one
+from vae_book.deprecated import moved
 from vae_book.monte_carlo import Estimate, log_average
 
 
@@ -41,26 +42,19 @@ def enumerate_posterior(
         log_likelihood: log p(x | z) of the observed x for each value, shape (..., k).
 
     Raises:
-        ValueError: the shapes do not match, the prior does not sum to 1, an argument holds a NaN,
-            or x is impossible under every z.
+        ValueError: the numbers of values differ, the prior does not sum to 1, or x is impossible
+            under every z.
     """
-    if log_prior.shape[-1] != log_likelihood.shape[-1]:
-        raise ValueError(
-            "log_prior and log_likelihood: expected the same number of values of z, got "
-            f"{log_prior.shape[-1]} and {log_likelihood.shape[-1]}"
-        )
-    broadcastable(log_prior=log_prior.shape[:-1], log_likelihood=log_likelihood.shape[:-1])
-    no_nan(log_prior=log_prior, log_likelihood=log_likelihood)
-    off = (log_prior.logsumexp(-1).exp() - 1).abs().max().item()
-    if not off < 1e-3:
-        raise ValueError(
-            "log_prior: expected logarithms of probabilities that sum to 1, got a sum that is off "
-            f"by {off:.3g}; on a grid, add the logarithm of the step to the log density"
-        )
+    log_prior, log_likelihood = as_floats(log_prior, log_likelihood)
+    last_axis(log_prior.shape[-1], log_likelihood=log_likelihood)
+    sums_to_one(log_prior=log_prior)
     log_joint = log_prior + log_likelihood
     log_evidence = log_joint.logsumexp(-1)
     if not bool(log_evidence.isfinite().all()):
-        raise ValueError("log_likelihood: expected an x that some z can explain, got one that none")
+        raise ValueError(
+            "log_likelihood: expected an x that some z can explain, got an evidence of "
+            f"{log_evidence.exp().min().item():.3g}"
+        )
     return Posterior(log_joint - log_evidence.unsqueeze(-1), log_evidence)
 
 
@@ -76,8 +70,7 @@ def quadrature_log_evidence(
         lower, upper: the ends of a range outside of which the area is negligible.
 
     Raises:
-        ValueError: the range is empty or infinite, log_joint is NaN, or x is impossible under
-            every z.
+        ValueError: the range is empty or infinite, or x is impossible under every z.
     """
     if not (math.isfinite(upper - lower) and lower < upper):
         raise ValueError(f"lower and upper: expected finite lower < upper, got {lower}, {upper}")
@@ -104,7 +97,6 @@ def _peak(
     z = torch.linspace(lower, upper, 2001, dtype=torch.float64)
     for _ in range(4):  # each time closer around the best point
         values = log_joint(z)
-        no_nan(log_joint=values)
         best = int(values.argmax())
         highest, peak = values[best].item(), z[best].item()
         z = torch.linspace(z[max(best - 1, 0)], z[min(best + 1, 2000)], 2001, dtype=torch.float64)
@@ -125,9 +117,18 @@ def naive_log_evidence(log_likelihood: Float[Tensor, "n ..."]) -> Estimate:
         log_likelihood: log p(x | z) at n draws of z from the prior, shape (n, ...), n at least 2.
 
     Raises:
-        ValueError: there are fewer than two draws, or an entry is NaN or plus infinity.
+        ValueError: there are fewer than two draws, or an entry is plus infinity.
     """
     enough_draws(log_likelihood=log_likelihood)
-    if bool((log_likelihood == math.inf).any()):
-        raise ValueError("log_likelihood: expected logarithms of finite densities, got infinity")
     return log_average(log_likelihood)
+
+
+__getattr__ = moved(
+    __name__,
+    {
+        "LinearGaussian": "linear_gaussian.LinearGaussian",
+        "linear_joint": "linear_gaussian.linear_joint",
+        "ppca": "linear_gaussian.ppca",
+        "Gaussian": "distributions.FullGaussian",
+    },
+)

@@ -7,20 +7,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vae_book.checks import no_nan
+from vae_book.checks import as_floats, whole_number
 from vae_book.device import standard_normal
-from vae_book.divergences import gaussian_unit_kl
-from vae_book.likelihoods import Likelihood
-from vae_book.models import VAE
-from vae_book.reparameterization import reparameterize
+from vae_book.models import VAE, Pass
 
 
 class Elbo(NamedTuple):
-    """The two terms of the bound, for each image, in nats.
+    """The two terms of the bound, for each image, in nats; higher is better.
 
     Attributes:
         log_likelihood: the estimate of E_q[log p(x | z)].
-        unit_kl: the exact KL(q(z_j | x) || p(z_j)) of each unit j, along the last axis.
+        unit_kl: KL(q(z_j | x) || p(z_j)) of each unit j, along the last axis; exact for diagonal
+            Gaussians. Where it has no closed form it is estimated, for all units together.
     """
 
     log_likelihood: Float[Tensor, "..."]
@@ -28,7 +26,7 @@ class Elbo(NamedTuple):
 
     @property
     def kl(self) -> Tensor:
-        """KL(q(z | x) || p(z)): with diagonal Gaussians, the sum over the units."""
+        """KL(q(z | x) || p(z)): the sum over the units."""
         return self.unit_kl.sum(-1)
 
     @property
@@ -49,8 +47,8 @@ def elbo(
     """A lower bound on log p(x) for each image: E_q[log p(x | z)] - KL(q(z | x) || p(z)).
 
     Equation ``eq-elbo`` (chapter 8); Kingma and Welling (2014), equations 3 and 10. The expectation
-    is averaged over samples of z, the KL is exact. With labels y it is a bound on log p(x | y),
-    equation ``eq-conditional-elbo`` (chapter 11); Sohn, Lee and Yan (2015), equation 4.
+    is averaged over samples of z. Given y it is a bound on log p(x | y), equation
+    ``eq-conditional-elbo`` (chapter 11); Sohn, Lee and Yan (2015), equation 4.
 
     Args:
         model: the VAE.
@@ -63,41 +61,22 @@ def elbo(
     Raises:
         ValueError: n_samples is not positive, or x or y does not fit the model.
     """
-    given = condition(model, y)
     if eps is None:
-        if n_samples < 1:
-            raise ValueError(f"n_samples: expected 1 or more, got {n_samples}")
-        eps = standard_normal((n_samples, len(x), model.latent), generator, x.device)
-    return elbo_terms(model.likelihood, x, *model(x, eps, *given))
+        shape = (whole_number("n_samples", n_samples), len(x), model.latent)
+        eps = standard_normal(shape, generator, x.device)
+    return elbo_terms(x, model(x, eps, y))
 
 
-def condition(model: VAE, y: Tensor | None) -> tuple[Tensor, ...]:
-    """What the model is told beside the images: the labels, or nothing.
-
-    Raises:
-        ValueError: labels are missing, or given to a model that does not take them.
-    """
-    if model.conditional and y is None:
-        raise ValueError("y: expected labels, since the model is conditioned on them, got None")
-    if y is not None and not model.conditional:
-        raise ValueError(f"y: expected None, since a {type(model).__name__} takes no labels")
-    return () if y is None else (y,)
+def elbo_terms(x: Float[Tensor, "n channels height width"], made: Pass) -> Elbo:
+    """The bound from what the model's ``forward`` has made of x; see `elbo`."""
+    unit_kl = made.q_z.unit_kl(made.p_z, made.z)
+    log_likelihood = made.p_x.log_prob(x)
+    return Elbo(_over_samples(log_likelihood, 1), _over_samples(unit_kl, 2))
 
 
-def elbo_terms(
-    likelihood: Likelihood,
-    x: Tensor,
-    params: Tensor,
-    mu: Tensor,
-    log_var: Tensor,
-    prior_mu: Tensor | float = 0.0,
-    prior_log_var: Tensor | float = 0.0,
-) -> Elbo:
-    """The bound from what the model's ``forward`` gives; see `elbo`."""
-    log_likelihood = likelihood.log_prob(x, params)
-    if log_likelihood.ndim > 1:  # several samples of z: one leading axis, or more
-        log_likelihood = log_likelihood.flatten(0, -2).mean(0)
-    return Elbo(log_likelihood, gaussian_unit_kl(mu, log_var, prior_mu, prior_log_var))
+def _over_samples(values: Tensor, axes: int) -> Tensor:
+    """The average over samples of z, which have axes before the last ones."""
+    return values if values.ndim <= axes else values.flatten(0, -axes - 1).mean(0)
 
 
 def log_weights(
@@ -109,8 +88,7 @@ def log_weights(
 ) -> Float[Tensor, "K n"]:
     """log p(x, z) - log q(z | x) for draws z of q: what the bounds of chapter 4 average.
 
-    Equation ``eq-iw-bound`` (chapter 4); given y, all of it is given y
-    (chapter 11).
+    Equation ``eq-iw-bound`` (chapter 4); given y, all of it is given y (chapter 11).
 
     Args:
         model: the VAE.
@@ -121,12 +99,8 @@ def log_weights(
     Raises:
         ValueError: x, eps or y does not fit the model.
     """
-    params, mu, log_var, *prior = model(x, eps, *condition(model, y))
-    prior_mu, prior_log_var = prior or (torch.zeros_like(mu), torch.zeros_like(log_var))
-    z = reparameterize(mu, log_var, eps)
-    distance = (z - prior_mu).square() * (-prior_log_var).exp()
-    log_ratio = 0.5 * (eps.square() + log_var - distance - prior_log_var).sum(-1)
-    return model.likelihood.log_prob(x, params) + log_ratio
+    q_z, z, p_x, p_z = model(x, eps, y)
+    return p_x.log_prob(x) + p_z.log_prob(z) - q_z.log_prob(z)
 
 
 def importance_weighted_bound(log_weights: Float[Tensor, "K ..."]) -> Float[Tensor, "..."]:
@@ -143,11 +117,11 @@ def importance_weighted_bound(log_weights: Float[Tensor, "K ..."]) -> Float[Tens
         One draw of the bound, shape (...).
 
     Raises:
-        ValueError: there are no draws, or a weight is NaN.
+        ValueError: there are no draws.
     """
+    (log_weights,) = as_floats(log_weights)
     if log_weights.ndim < 1 or len(log_weights) < 1:
         raise ValueError(
             f"log_weights: expected shape (K, ...) with K >= 1, got {tuple(log_weights.shape)}"
         )
-    no_nan(log_weights=log_weights)
     return log_weights.logsumexp(0) - math.log(len(log_weights))

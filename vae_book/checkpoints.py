@@ -14,11 +14,8 @@ from typing import Any
 import torch
 
 from vae_book.device import best_device
-from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
-from vae_book.models import CVAE, VAE, CompletionVAE, ConvVAE
-
-LIKELIHOODS = {kind.__name__: kind for kind in (Bernoulli, ContinuousBernoulli, Gaussian)}
-MODELS = {kind.__name__: kind for kind in (VAE, ConvVAE, CVAE, CompletionVAE)}
+from vae_book.likelihoods import Likelihood
+from vae_book.models import VAE
 
 
 @dataclass(frozen=True)
@@ -114,35 +111,49 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
 def architecture(model: VAE) -> dict:
     """The class and the arguments that make a model like this one.
 
+    A model or likelihood of one's own can be kept as well, if it keeps its arguments under their
+    own names, and is imported before the checkpoint is read.
+
     Raises:
         ValueError: a checkpoint cannot hold this kind of model or likelihood.
     """
-    found = _described("model", model, MODELS)
-    likelihood = _described("likelihood", model.likelihood, LIKELIHOODS)
+    found = _described("model", model, kinds(VAE))
+    likelihood = _described("likelihood", model.likelihood, kinds(Likelihood))
     return {**found, "likelihood": likelihood}
 
 
-def _described(name: str, thing: object, kinds: Mapping[str, type]) -> dict:
+def kinds(base: type) -> dict[str, type]:
+    """A class and all that have been derived from it so far, by name."""
+    found = {base.__name__: base}
+    derived: list[type] = base.__subclasses__()
+    for kind in derived:
+        found |= kinds(kind)
+    return found
+
+
+def _described(name: str, thing: object, known: Mapping[str, type]) -> dict:
     kind = type(thing)
-    if kind not in kinds.values():  # a subclass would be read back as its parent
+    parameters = inspect.signature(kind).parameters
+    lost = [each for each in parameters if not hasattr(thing, each)]
+    if lost or known[kind.__name__] is not kind:
+        reason = f"has no attribute {lost[0]}" if lost else "shares its name with another"
         raise ValueError(
-            f"checkpoint: expected a {name} that is a {' or '.join(kinds)}, got {kind.__name__}"
+            f"checkpoint: expected a {name} that keeps its arguments under their own names and has "
+            f"a name of its own, got {kind.__name__}, which {reason}"
         )
-    # Each of them keeps its arguments under their own names.
-    arguments = {each: getattr(thing, each) for each in inspect.signature(kind).parameters}
-    arguments = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in arguments.items()
-    }
-    return {"kind": kind.__name__, **arguments}
+    arguments = {each: getattr(thing, each) for each in parameters}
+    # The likelihood, an argument of the model, is described by itself.
+    lists = {each: list(value) for each, value in arguments.items() if isinstance(value, tuple)}
+    return {"kind": kind.__name__, **arguments, **lists}
 
 
 def _made(description: dict) -> Any:
-    arguments, kinds = dict(description), {**MODELS, **LIKELIHOODS}
+    arguments, known = dict(description), {**kinds(VAE), **kinds(Likelihood)}
     kind = arguments.pop("kind", None)
-    if kind not in kinds:
+    if kind not in known:
         raise ValueError(
-            f"checkpoint: expected one of the kinds {', '.join(kinds)}, got {kind}; it was written "
-            "by another version of vae_book, so train the model again"
+            f"checkpoint: expected one of the kinds {', '.join(known)}, got {kind}; import the "
+            "module that defines it first, or train the model again, if another version of "
+            "vae_book wrote it"
         )
-    return kinds[kind](**arguments)
+    return known[kind](**arguments)

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from vae_book import bounds, device, divergences, reparameterization
-from vae_book.likelihoods import Bernoulli
+from vae_book.distributions import DiagonalGaussian
+from vae_book.likelihoods import Bernoulli, ImageDistribution, Likelihood
 from vae_book.models import VAE, ConditionalVAE
 
 Function = Callable[..., Any]
@@ -44,12 +45,16 @@ class Fault:
     caught_by: str
 
 
+def _squashed(p_x: ImageDistribution) -> ImageDistribution:
+    return p_x.likelihood.given(p_x.params.sigmoid())
+
+
 FAULTS: Mapping[str, Fault] = MappingProxyType(
     {
         "mean-reduction": Fault(
             wrong="The log-likelihood is averaged over the pixels; the KL is summed.",
             met="keras-team/keras pull request 3383, pytorch/examples issue 817",
-            owner=Bernoulli,
+            owner=Likelihood,
             attribute="log_prob",
             broken=lambda log_prob: (
                 lambda self, x, params: log_prob(self, x, params) / x.shape[-3:].numel()
@@ -113,7 +118,9 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
             met="OpenTalker/SadTalker issue 969",
             owner=VAE,
             attribute="encode",
-            broken=lambda encode: lambda self, x: (encode(self, x)[0],) * 2,
+            broken=lambda encode: (
+                lambda self, x, y=None: DiagonalGaussian(*[encode(self, x, y).mu] * 2)
+            ),
             symptom="the loss stops higher up",
             caught_by="tests/unit/test_models.py::"
             "test_encoder_and_decoder_compute_two_layers_with_relu",
@@ -123,7 +130,7 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
             met="itakurah/focal-loss-pytorch pull request 5, about another loss",
             owner=VAE,
             attribute="decode",
-            broken=lambda decode: lambda self, z: decode(self, z).sigmoid(),
+            broken=lambda decode: lambda self, z, y=None: _squashed(decode(self, z, y)),
             symptom="a gray veil; the loss stays near its start",
             caught_by="tests/unit/test_models.py::"
             "test_encoder_and_decoder_compute_two_layers_with_relu",

@@ -16,7 +16,7 @@ from vae_book import parallel
 from vae_book.checkpoints import read_checkpoint
 from vae_book.data import Images, Split, binarize, load_mnist
 from vae_book.device import best_device, seeded
-from vae_book.evaluation import test_bound
+from vae_book.evaluation import average_elbo
 from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
 from vae_book.training import History, fit
@@ -99,14 +99,16 @@ def evaluate(
     device = next(model.parameters()).device
     data = load_mnist(split, source or trained.settings["source"], device)
     scored = _scorable(model, data, seed)
-    bound = test_bound(model, scored, n_samples=samples, seed=seed)
+    bound = average_elbo(model, scored, n_samples=samples, seed=seed)
     if scored is not data:
         pixels = f"binary, drawn from the gray levels with seed {seed}"
         bound = replace(bound, protocol=replace(bound.protocol, pixels=pixels))
     if json:
         print(json_format.dumps(bound.as_dict(), indent=1))
         return
-    print(f"negative ELBO   {bound.value:.3f} nats, standard error {bound.standard_error:.3f}")
+    print(
+        f"negative ELBO   {bound.negative_elbo:.3f} nats, standard error {bound.standard_error:.3f}"
+    )
     print(f"reconstruction  {bound.reconstruction:.3f}")
     print(f"KL              {bound.kl:.3f}")
     for name, value in asdict(bound.protocol).items():
@@ -117,7 +119,7 @@ def _scorable(model: VAE, data: Images, seed: int) -> Images:
     """The images as the model's likelihood takes them: drawn once if it takes binary ones only."""
     if model.likelihood != Bernoulli():
         return data
-    # Not seeded(seed), which test_bound's noise comes from: the two would not be independent.
+    # Not seeded(seed), which average_elbo's noise comes from: the two would not be independent.
     return data.with_images(binarize(data.images, seeded(seed, 0)))
 
 
@@ -126,8 +128,7 @@ def _write_pictures(out: Path, epoch: int, model: VAE, held_out: Images, seed: i
     # Evenly spaced, because data sets are often sorted by class.
     chosen = torch.linspace(0, len(held_out) - 1, min(PAIRS, len(held_out))).long()
     originals = held_out.images[chosen.to(held_out.images.device)]
-    mu, _ = model.encode(originals)
-    reconstructions = model.likelihood.mean(model.decode(mu))
+    reconstructions = model.decode(model.encode(originals).mu).mean
     pairs = torch.cat([originals, reconstructions])
     save_image(pairs, out / f"reconstruction_{epoch:04}.png", nrow=len(originals))
     save_image(model.sample(SAMPLES, seeded(seed)), out / f"sample_{epoch:04}.png")

@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -56,9 +56,14 @@ class Images:
     labels: Tensor
     source: str
     split: str
+    told: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __getitem__(self, index: Any) -> "Images":
+        told = None if self.told is None else self.told[index]
+        return replace(self, images=self.images[index], labels=self.labels[index], told=told)
 
     def with_images(self, images: Tensor) -> "Images":
         """The same labels and source with other images, for instance binary ones."""
@@ -155,7 +160,7 @@ def quadrants(data: Images, seen: int = 1) -> Images:
     top, bottom = data.images.chunk(2, dim=2)
     (top_left, top_right), (bottom_left, bottom_right) = top.chunk(2, 3), bottom.chunk(2, 3)
     parts = torch.cat([bottom_left, top_left, top_right, bottom_right], dim=1)
-    return replace(data, images=parts[:, seen:], labels=parts[:, :seen])
+    return replace(data, images=parts[:, seen:], told=parts[:, :seen])
 
 
 def whole(

@@ -160,7 +160,7 @@ def loss_terms(history: History) -> Figure:
         figure, (upper, lower) = plt.subplots(
             2, 1, figsize=(WIDTH, 5.2), sharex=True, height_ratios=[3, 2]
         )
-        upper.plot(epochs, history.loss, color=BLUE, label="negative ELBO, training")
+        upper.plot(epochs, history.negative_elbo, color=BLUE, label="negative ELBO, training")
         if history.held_out:
             upper.plot(
                 epochs, history.held_out, color=ORANGE, ls="--", label="negative ELBO, held out"
@@ -169,7 +169,9 @@ def loss_terms(history: History) -> Figure:
             epochs, history.reconstruction, color=GREEN, ls=":", label="reconstruction, training"
         )
         # The first epochs are far above the rest; the axis shows where the run ends up.
-        upper.set_ylim(0.9 * min(history.reconstruction), 1.15 * history.loss[len(epochs) // 8])
+        upper.set_ylim(
+            0.9 * min(history.reconstruction), 1.15 * history.negative_elbo[len(epochs) // 8]
+        )
         upper.set_ylabel("nats per image")
         upper.legend(frameon=False)
         lower.plot(epochs, history.kl, color=BLUE)

@@ -13,7 +13,15 @@ from jaxtyping import Float
 from scipy.integrate import quad
 from torch import Tensor
 
-from vae_book.checks import broadcastable, cholesky, enough_draws, no_nan, same_shape
+from vae_book.checks import (
+    as_floats,
+    cholesky,
+    enough_draws,
+    last_axis,
+    same_shape,
+    sums_to_one,
+    whole_number,
+)
 from vae_book.monte_carlo import Estimate, average
 
 LogDensity = Callable[[Tensor], Tensor]
@@ -45,23 +53,11 @@ def discrete_kl(
         log_q, log_p: logarithms of the probabilities, shape (..., k); minus infinity for zero.
 
     Raises:
-        ValueError: the shapes do not match, an argument holds a NaN, or the probabilities of one
-            do not sum to 1.
+        ValueError: the numbers of outcomes differ, or the probabilities of one do not sum to 1.
     """
-    if log_q.shape[-1] != log_p.shape[-1]:
-        raise ValueError(
-            f"log_q and log_p: expected the same number of outcomes, got {log_q.shape[-1]} and "
-            f"{log_p.shape[-1]}"
-        )
-    broadcastable(log_q=log_q.shape[:-1], log_p=log_p.shape[:-1])
-    for name, log_probability in {"log_q": log_q, "log_p": log_p}.items():
-        no_nan(**{name: log_probability})
-        off = (log_probability.logsumexp(-1).exp() - 1).abs().max().item()
-        if not off < 1e-3:
-            raise ValueError(
-                f"{name}: expected logarithms of probabilities that sum to 1, got a sum that is "
-                f"off by {off:.3g}"
-            )
+    log_q, log_p = as_floats(log_q, log_p)
+    last_axis(log_q.shape[-1], log_p=log_p)
+    sums_to_one(log_q=log_q, log_p=log_p)
     # 0 log 0 = 0, also where p is 0 as well and the difference of logarithms means nothing.
     log_ratio = torch.where(log_q > -math.inf, log_q - log_p, 0.0)
     # Nor is the divergence finite where q is so small that exp makes it 0.
@@ -81,14 +77,12 @@ def kl_riemann(
         n: how many cells.
 
     Raises:
-        ValueError: the range is empty or infinite, or a log density is NaN or does not give one
-            number for each point.
+        ValueError: the range is empty or infinite, n is not a positive whole number, or a log
+            density does not give one number for each point.
     """
-    if not (math.isfinite(upper - lower) and lower < upper) or n < 1:
-        raise ValueError(
-            "lower, upper and n: expected finite lower < upper and n >= 1, got "
-            f"{lower}, {upper} and {n}"
-        )
+    if not (math.isfinite(upper - lower) and lower < upper):
+        raise ValueError(f"lower and upper: expected finite lower < upper, got {lower}, {upper}")
+    n = whole_number("n", n)
     step = (upper - lower) / n
     z = lower + step * (torch.arange(n, dtype=torch.float64) + 0.5)
     return _contribution(log_q, log_p, z).sum() * step
@@ -111,7 +105,7 @@ def kl_quadrature(
 
     Raises:
         ValueError: the range is empty, q does not integrate to 1 over it, as when the quadrature
-            overlooks a narrow peak, or a log density is NaN.
+            overlooks a narrow peak.
     """
     if not lower < upper:
         raise ValueError(f"lower and upper: expected lower < upper, got {lower} and {upper}")
@@ -147,9 +141,10 @@ def kl_monte_carlo(log_q: LogDensity, log_p: LogDensity, z: Float[Tensor, "n ...
         z: n draws from q, shape (n, ...), n at least 2.
 
     Raises:
-        ValueError: there are fewer than two draws, a log density does not give one number for
-            each, or it is NaN.
+        ValueError: there are fewer than two draws, or a log density does not give one number for
+            each.
     """
+    (z,) = as_floats(z)
     enough_draws(z=z)
     return average(_log_density("log_q", log_q, z) - _log_density("log_p", log_p, z))
 
@@ -169,7 +164,6 @@ def _log_density(name: str, function: LogDensity, z: Tensor) -> Tensor:
             f"{name}: expected one number for each point, shape {tuple(z.shape[:1])}, got "
             f"{tuple(values.shape)}"
         )
-    no_nan(**{name: values})
     return values
 
 
@@ -193,7 +187,7 @@ def gaussian_kl(
         The divergence summed over the last axis, shape (...).
 
     Raises:
-        ValueError: the shapes do not match, or an argument holds a NaN.
+        ValueError: the shapes do not match.
     """
     return gaussian_unit_kl(mu, log_var, prior_mu, prior_log_var).sum(-1)
 
@@ -208,17 +202,11 @@ def gaussian_unit_kl(
 
     Equation ``eq-gaussian-kl-univariate`` (chapter 5). Arguments and errors as there.
     """
+    mu, log_var, prior_mu, prior_log_var = as_floats(mu, log_var, prior_mu, prior_log_var)
     same_shape(mu=mu, log_var=log_var)
-    prior_mu = torch.as_tensor(prior_mu, dtype=mu.dtype, device=mu.device)
-    prior_log_var = torch.as_tensor(prior_log_var, dtype=mu.dtype, device=mu.device)
     for name, prior in {"prior_mu": prior_mu, "prior_log_var": prior_log_var}.items():
-        if prior.shape[-1:] not in ((), (1,), mu.shape[-1:]):
-            raise ValueError(
-                f"{name}: expected a number or shape (..., {mu.shape[-1]}), got "
-                f"{tuple(prior.shape)}"
-            )
-    broadcastable(mu=mu.shape, prior_mu=prior_mu.shape, prior_log_var=prior_log_var.shape)
-    no_nan(mu=mu, log_var=log_var, prior_mu=prior_mu, prior_log_var=prior_log_var)
+        if prior.shape[-1:] not in ((), (1,), mu.shape[-1:]):  # d numbers would become more
+            last_axis(mu.shape[-1], **{name: prior})
     log_ratio = log_var - prior_log_var
     squared_distance = (mu - prior_mu).square() * torch.exp(-prior_log_var)
     # expm1 keeps the digits of exp(r) - 1 - r when r is close to 0, where the KL is smallest.
@@ -243,16 +231,12 @@ def gaussian_kl_full(
         The divergence, of the shape to which the leading axes broadcast.
 
     Raises:
-        ValueError: the shapes do not match, an argument holds a NaN, or a covariance is not
-            symmetric or not positive definite.
+        ValueError: the shapes do not match, or a covariance is not symmetric or not positive
+            definite.
     """
+    mu0, cov0, mu1, cov1 = as_floats(mu0, cov0, mu1, cov1)
     d = mu0.shape[-1]
-    if mu1.shape[-1] != d:
-        raise ValueError(f"mu1: expected shape (..., {d}) like mu0, got {tuple(mu1.shape)}")
-    broadcastable(
-        mu0=mu0.shape[:-1], cov0=cov0.shape[:-2], mu1=mu1.shape[:-1], cov1=cov1.shape[:-2]
-    )
-    no_nan(mu0=mu0, mu1=mu1)
+    last_axis(d, mu1=mu1)
     factor0, factor1 = cholesky("cov0", cov0, d), cholesky("cov1", cov1, d)
     # With cov = L L^T and G = L1^-1 L0, the trace of cov1^-1 cov0 is the sum of the squares of G,
     # and the ratio of the determinants is the product of the squares of its diagonal. Each term
@@ -277,8 +261,8 @@ def naive_regularizer(
         mu, log_var: mean and log-variance, shape (..., d).
 
     Raises:
-        ValueError: the shapes do not match, or an argument holds a NaN.
+        ValueError: the shapes do not match.
     """
+    mu, log_var = as_floats(mu, log_var)
     same_shape(mu=mu, log_var=log_var)
-    no_nan(mu=mu, log_var=log_var)
     return (mu.square() + log_var.square()).sum(-1)

@@ -10,13 +10,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vae_book.bayes import Posterior, enumerate_posterior
-from vae_book.bounds import condition, elbo, importance_weighted_bound, log_weights
-from vae_book.checks import enough_draws, same_shape
+from vae_book.bounds import elbo, importance_weighted_bound, log_weights
+from vae_book.checks import as_floats, enough_draws, same_shape, whole_number
 from vae_book.data import Images
+from vae_book.deprecated import moved
 from vae_book.device import describe, seeded, standard_normal
+from vae_book.distributions import DiagonalGaussian
 from vae_book.divergences import gaussian_kl_full, gaussian_unit_kl
-from vae_book.models import CVAE, VAE, ConditionalVAE
-from vae_book.reparameterization import reparameterize
+from vae_book.models import VAE
 
 ACTIVE = 0.01  # the variance of a unit's posterior mean above which it counts as active
 CHUNK = 500  # images at a time: decoder outputs of this many rows stay in the processor's cache
@@ -27,7 +28,7 @@ class Protocol:
     """What a number was measured on and how; numbers of different protocol do not compare.
 
     Attributes:
-        quantity: what was measured, such as ``negative ELBO, K=1``.
+        quantity: what was measured, such as ``ELBO, K=1``.
         source, split, n_images: the data.
         pixels: ``grayscale`` or ``binary``.
         seed: of the noise.
@@ -45,7 +46,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A number in nats, averaged over images; lower is better.
+    """A number in nats, averaged over images.
 
     Attributes:
         value: the average.
@@ -57,9 +58,6 @@ class Measurement:
     standard_error: float
     protocol: Protocol
 
-    def __float__(self) -> float:
-        return self.value
-
     def as_dict(self) -> dict:
         """Plain numbers and strings, for JSON."""
         return asdict(self)
@@ -67,93 +65,103 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Bound(Measurement):
-    """The negative ELBO: ``value`` is ``reconstruction + kl``.
+    """The ELBO: ``value`` is ``log_likelihood - kl``; higher is better.
 
     Attributes:
-        reconstruction: the average of -E_q[log p(x | z)].
+        log_likelihood: the average of E_q[log p(x | z)].
         kl: the average of KL(q(z | x) || p(z)).
     """
 
-    reconstruction: float
+    log_likelihood: float
     kl: float
+
+    @property
+    def negative_elbo(self) -> float:
+        """What training minimizes and papers print: lower is better."""
+        return -self.value
+
+    @property
+    def reconstruction(self) -> float:
+        """Its first term, -E_q[log p(x | z)]."""
+        return -self.log_likelihood
 
 
 @torch.no_grad()
-def test_bound(model: VAE, data: Images, *, n_samples: int = 1, seed: int = 0) -> Bound:
-    """The negative ELBO of held-out images, equation ``eq-elbo``; given their labels for a CVAE.
+def average_elbo(model: VAE, data: Images, *, n_samples: int = 1, seed: int = 0) -> Bound:
+    """The ELBO of images, equation ``eq-elbo``; of a conditional model, given what it is told.
 
     Args:
         model: the VAE.
-        data: the images, for instance ``load_mnist("test")``.
+        data: the images, held out or not.
         n_samples: draws of z for each image.
         seed: of those draws.
 
     Raises:
-        ValueError: there are fewer than two images.
+        ValueError: there are fewer than two images, or they do not fit the model.
     """
     generator = seeded(seed)
     terms = [
         elbo(model, x, y=y, n_samples=n_samples, generator=generator)
         for x, y in _chunks(model, data)
     ]
-    reconstruction = -torch.cat([term.log_likelihood for term in terms]).cpu().double()
+    log_likelihood = torch.cat([term.log_likelihood for term in terms]).cpu().double()
     kl = torch.cat([term.kl for term in terms]).cpu().double()
-    quantity = f"negative ELBO{' given y' * model.conditional}, K={n_samples}"
+    quantity = f"ELBO{_given(model, data)}, K={n_samples}"
     return Bound(
-        **_averaged(reconstruction + kl, data, quantity, seed),
-        reconstruction=reconstruction.mean().item(),
+        **_averaged(log_likelihood - kl, data, quantity, seed),
+        log_likelihood=log_likelihood.mean().item(),
         kl=kl.mean().item(),
     )
-
-
-test_bound.__test__ = False  # type: ignore[attr-defined]  # its name would have pytest collect it
 
 
 @torch.no_grad()
 def log_likelihood(
     model: VAE, data: Images, *, n_samples: int, seed: int = 0, from_prior: bool = False
 ) -> Measurement:
-    """An estimate of -log p(x), or of -log p(x | y) if the model is told y, in nats.
+    """An estimate of log p(x), or of log p(x | y) if the model is told y, in nats.
 
-    The negative importance-weighted bound of K = ``n_samples`` draws, equation ``eq-iw-bound``
-    (chapter 4); Burda et al. (2016), equation 8. On average it is too high, less so for larger K.
+    The importance-weighted bound of K = ``n_samples`` draws, equation ``eq-iw-bound`` (chapter 4);
+    Burda et al. (2016), equation 8. On average it is too low, less so for larger K.
 
     Args:
         model: the VAE.
-        data: the images, for instance ``load_mnist("test")``.
+        data: the images, held out or not.
         n_samples: draws of z for each image.
         seed: of those draws.
         from_prior: draw z from the prior instead of from q: plain Monte Carlo, which needs no
             encoder and many more draws (chapter 1).
 
     Raises:
-        ValueError: n_samples is not positive, or there are fewer than two images.
+        ValueError: n_samples is not positive, there are fewer than two images, or they do not fit
+            the model.
     """
-    if n_samples < 1:
-        raise ValueError(f"n_samples: expected 1 or more, got {n_samples}")
+    n_samples = whole_number("n_samples", n_samples)
     generator, found = seeded(seed), []
     for x, y in _chunks(model, data, n_samples):
-        eps = standard_normal((n_samples, len(x), model.latent), generator, x.device)
         if from_prior:
             model.check_images(x)
-            if isinstance(model, ConditionalVAE):
-                params = model.decode(reparameterize(*model.prior(y), eps), y)
-            else:
-                params = model.decode(eps.to(x))
-            weights = model.likelihood.log_prob(x, params)
+            z = model.prior(y).sample((n_samples, len(x)), generator)
+            weights = model.decode(z, y).log_prob(x)
         else:
+            eps = standard_normal((n_samples, len(x), model.latent), generator, x.device)
             weights = log_weights(model, x, eps, y=y)
-        found.append(-importance_weighted_bound(weights))
+        found.append(importance_weighted_bound(weights))
     origin = "the prior" if from_prior else "q"
-    quantity = f"-log p(x{' | y' * model.conditional}), {n_samples} draws from {origin}"
+    given = " | y" if _given(model, data) else ""
+    quantity = f"log p(x{given}), {n_samples} draws from {origin}"
     return Measurement(**_averaged(torch.cat(found), data, quantity, seed))
+
+
+def _given(model: VAE, data: Images) -> str:
+    return " given y" if model.told(data) is not None else ""
 
 
 def _chunks(model: VAE, data: Images, n_samples: int = 1) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Images, and what the model is told about them, a few hundred decoder outputs at a time."""
-    size = max(1, CHUNK // n_samples)
-    for x, y in zip(data.images.split(size), data.labels.split(size), strict=True):
-        yield x, y if model.conditional else None
+    size, told = max(1, CHUNK // n_samples), model.told(data)
+    for start in range(0, max(1, len(data)), size):
+        part = slice(start, start + size)
+        yield data.images[part], None if told is None else told[part]
 
 
 def _averaged(per_image: Tensor, data: Images, quantity: str, seed: int) -> dict[str, Any]:
@@ -200,11 +208,10 @@ class Units(NamedTuple):
 
 
 @torch.no_grad()
-def posteriors(model: VAE, data: Images) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
-    """Mean and log-variance of q(z | x) for every image."""
-    parts = [model.encode(x, *condition(model, y)) for x, y in _chunks(model, data)]
-    mu, log_var = (torch.cat(part) for part in zip(*parts, strict=True))
-    return mu, log_var
+def posteriors(model: VAE, data: Images) -> DiagonalGaussian:
+    """q(z | x) of every image, which gives ``mu, log_var``, each of shape (n, d)."""
+    parts = [model.encode(x, y) for x, y in _chunks(model, data)]
+    return DiagonalGaussian(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def unit_statistics(mu: Float[Tensor, "n d"], log_var: Float[Tensor, "n d"]) -> Units:
@@ -218,6 +225,7 @@ def unit_statistics(mu: Float[Tensor, "n d"], log_var: Float[Tensor, "n d"]) -> 
     Raises:
         ValueError: there are fewer than two images, or the shapes do not match.
     """
+    mu, log_var = as_floats(mu, log_var)
     enough_draws(mu=mu, log_var=log_var)
     return Units(gaussian_unit_kl(mu, log_var).mean(0), mu.var(0), log_var.exp().mean(0))
 
@@ -242,6 +250,7 @@ def aggregated_kl_bound(
     Raises:
         ValueError: there are fewer than two images, or the shapes do not match.
     """
+    mu, log_var = as_floats(mu, log_var)
     same_shape(mu=mu, log_var=log_var)
     enough_draws(mu=mu, log_var=log_var)
     mu, log_var = mu.cpu().double(), log_var.cpu().double()  # double precision is not everywhere
@@ -272,10 +281,9 @@ def class_log_bounds(
     Raises:
         ValueError: the model takes no labels, or n_samples is not positive.
     """
-    if not isinstance(model, CVAE):
+    if not model.classes:
         raise ValueError(f"model: expected a CVAE, got a {type(model).__name__}, without labels")
-    if n_samples < 1:
-        raise ValueError(f"n_samples: expected 1 or more, got {n_samples}")
+    n_samples = whole_number("n_samples", n_samples)
     generator = seeded(seed)
     rows = []
     for x in images.split(CHUNK):
@@ -303,3 +311,11 @@ def class_posterior(log_bounds: Float[Tensor, "*batch classes"]) -> Posterior:
             f"log_bounds: expected one label or more, got shape {tuple(log_bounds.shape)}"
         )
     return enumerate_posterior(log_bounds.new_full((classes,), -math.log(classes)), log_bounds)
+
+
+__getattr__ = moved(
+    __name__,
+    {
+        "test_bound": "evaluation.average_elbo",
+    },
+)

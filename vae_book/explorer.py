@@ -9,7 +9,6 @@ import json
 import math
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import replace
 from hashlib import sha256
 from importlib.resources import files
 from itertools import cycle
@@ -151,8 +150,8 @@ def _rendered(
     if n < 1:
         raise ValueError(f"n: expected 1 or more images, got {n}")
     kept = torch.linspace(0, len(data) - 1, min(n, len(data)), dtype=torch.float64).round().long()
-    data = replace(data, images=data.images[kept], labels=data.labels[kept])
-    mu = posteriors(model, data)[0].cpu()
+    data = data[kept.to(data.labels.device)]
+    mu = posteriors(model, data).mu.cpu()
     if limit is None:
         limit = max(LEAST_LIMIT, math.ceil(2 * mu.abs().max().item()) / 2)
     elif not limit > 0:
@@ -189,8 +188,11 @@ def _rendered(
 
 def _mean(model: VAE) -> nn.Sequential:
     """From z to the mean of p(x | z), if it is a picture that explorer.js can make."""
-    if model.conditional:
-        raise ValueError(f"model: expected a decoder of z alone, got a {type(model).__name__}")
+    try:
+        model.prior()
+    except ValueError as error:
+        kind = type(model).__name__
+        raise ValueError(f"model: expected a decoder of z alone, got a {kind} ({error})") from error
     if model.latent != 2:
         raise ValueError(f"model: expected a latent size of 2, got {model.latent}")
     if model.image_shape[0] != 1:
@@ -220,7 +222,7 @@ def _picture(model: VAE, groups: Sequence[Group], limit: float) -> Figure:
     """What is to be seen without a script: the dots, and images from all over the plane."""
     steps = torch.linspace(-limit, limit, SIDE).to(model.to_mu.weight)
     z = torch.cartesian_prod(steps.flip(0), steps).flip(1)  # in reading order, z_2 going down
-    rows = model.likelihood.mean(model.decode(z)).squeeze(1).unflatten(0, (SIDE, SIDE))
+    rows = model.decode(z).mean.squeeze(1).unflatten(0, (SIDE, SIDE))
     mosaic = rows.transpose(1, 2).flatten(2).flatten(0, 1)
     edge = limit * SIDE / (SIDE - 1)  # half an image beyond the last z
     halo = [withStroke(linewidth=2, foreground="white")]

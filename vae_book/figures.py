@@ -20,6 +20,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from vae_book.deprecated import moved
+
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
 PURPLE, BLACK = "#CC79A7", "#000000"
 # Lines differ in color and in dashes, so that either is enough.
@@ -307,3 +309,22 @@ def apart(places: Float[Tensor, "n 2"], gap: float) -> Float[Tensor, "n 2"]:
         distance = away.norm(dim=-1, keepdim=True).clamp(min=1e-6)
         places = places + 0.5 * (away * (gap / distance - 1).clamp(min=0)).sum(1)
     return places
+
+
+__getattr__ = moved(
+    __name__,
+    {
+        "show": "display.show",
+        "show_table": "display.show_table",
+        "one_sentence": "display.one_sentence",
+        "png": "display.png",
+        "trade_off": "diagrams.trade_off",
+        "clouds": "diagrams.clouds",
+        "gaps": "diagrams.gaps",
+        "areas": "diagrams.areas",
+        "beliefs": "diagrams.beliefs",
+        "loss_terms": "diagrams.loss_terms",
+        "posterior": "diagrams.posterior",
+        "vae_diagram": "diagrams.vae_diagram",
+    },
+)

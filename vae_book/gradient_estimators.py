@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vae_book.checks import no_nan
+from vae_book.checks import as_floats, last_axis
 from vae_book.reparameterization import reparameterize
 
 Function = Callable[[Tensor], Tensor]
@@ -120,32 +120,32 @@ class Quadratic:
         c: where f is zero, shape (d,).
 
     Raises:
-        ValueError: a and c are not two vectors of the same length, or hold a NaN; later, z, mu or
+        ValueError: a and c are not two vectors of the same length; later, z, mu or
             log_var is of another length.
     """
 
     def __init__(self, a: Float[Tensor, "d"], c: Float[Tensor, "d"]) -> None:
+        a, c = as_floats(a, c)
         if a.ndim != 1 or a.shape != c.shape:
             raise ValueError(
                 "a and c: expected two vectors of one length, got shapes "
                 f"{tuple(a.shape)} and {tuple(c.shape)}"
             )
-        no_nan(a=a, c=c)
         self.a, self.c = a, c
 
     def __call__(self, z: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
         """The value at z."""
-        self._check(z=z)
+        last_axis(len(self.a), z=z)
         return 0.5 * (self.a * (z - self.c).square()).sum(-1)
 
     def expectation(self, mu: Float[Tensor, "d"], log_var: Float[Tensor, "d"]) -> Float[Tensor, ""]:
         """E_q[f(z)], exact; equation ``eq-quadratic`` (chapter 7)."""
-        self._check(mu=mu, log_var=log_var)
+        last_axis(len(self.a), mu=mu, log_var=log_var)
         return 0.5 * (self.a * ((mu - self.c).square() + log_var.exp())).sum(-1)
 
     def gradient(self, mu: Float[Tensor, "d"], log_var: Float[Tensor, "d"]) -> GaussianGradient:
         """The gradient of E_q[f(z)], exact; equation ``eq-quadratic-gradient`` (chapter 7)."""
-        self._check(mu=mu, log_var=log_var)
+        last_axis(len(self.a), mu=mu, log_var=log_var)
         return GaussianGradient(self.a * (mu - self.c), 0.5 * self.a * log_var.exp())
 
     def pathwise_variance(
@@ -155,7 +155,7 @@ class Quadratic:
 
         Equation ``eq-pathwise-variance`` (chapter 7).
         """
-        self._check(mu=mu, log_var=log_var)
+        last_axis(len(self.a), mu=mu, log_var=log_var)
         m, var = mu - self.c, log_var.exp()
         by_log_var = self.a.square() * (m.square() * var + 2 * var.square()) / 4
         return GaussianGradient(self.a.square() * var, by_log_var)
@@ -167,7 +167,7 @@ class Quadratic:
 
         Equation ``eq-score-function-variance`` (chapter 7).
         """
-        self._check(mu=mu, log_var=log_var)
+        last_axis(len(self.a), mu=mu, log_var=log_var)
         m, var = mu - self.c, log_var.exp()
         # Everything but direction j adds a constant on average, and noise of its own.
         mean = 0.5 * self.a * (m.square() + var)
@@ -182,13 +182,6 @@ class Quadratic:
         by_log_var = (2 * b0.square() + 10 * mixed + 78 * b2.square() + 2 * rest_noise) / 4
         exact = self.gradient(mu, log_var)
         return GaussianGradient(by_mu - exact.mu.square(), by_log_var - exact.log_var.square())
-
-    def _check(self, **vectors: Tensor) -> None:
-        for name, vector in vectors.items():
-            if vector.shape[-1:] != self.a.shape:
-                raise ValueError(
-                    f"{name}: expected shape (..., {len(self.a)}), got {tuple(vector.shape)}"
-                )
 
 
 def _check_noise(mu: Tensor, log_var: Tensor, eps: Tensor) -> None:
@@ -208,5 +201,4 @@ def _values(f: Function, z: Tensor) -> Tensor:
             f"f: expected one value for each z, shape {tuple(z.shape[:-1])}, got "
             f"{tuple(values.shape)}"
         )
-    no_nan(**{"f(z)": values})
     return values

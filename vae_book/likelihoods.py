@@ -1,46 +1,110 @@
 """Likelihoods p(x | z) of images, given what a decoder puts out (chapter 6).
 
-A likelihood turns the decoder's raw output, ``params``, into a distribution over the pixels. Images
-have the shape (..., channels, height, width); log-densities are summed over those three axes, so
-there is one number, in nats, for each image. Axes for samples may come before those of the images.
+A likelihood turns the decoder's raw output, ``params``, into a distribution over the pixels:
+``likelihood.given(params)``. Images have the shape (..., channels, height, width); log-densities
+are summed over those three axes, so there is one number, in nats, for each image. Axes for samples
+may come before those of the images.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from vae_book.checks import as_floats, is_trusted
+
 PIXEL_AXES = (-3, -2, -1)
 LOG_2PI = math.log(2 * math.pi)
 NEAR_ZERO = 0.1  # below it, four terms of a series are exact to double precision
-Images = Float[Tensor, "*batch channels height width"]
+Pixels = Float[Tensor, "*batch channels height width"]
 Params = Float[Tensor, "..."]
 
 
-@runtime_checkable
-class Likelihood(Protocol):
-    """What a model asks of its likelihood."""
+class Likelihood(ABC):
+    """What a decoder's output means. A new one says what it gives each pixel, and how it is drawn.
 
-    @property
-    def params_per_pixel(self) -> int:
-        """How many numbers the decoder puts out for each pixel; they lie along the channels."""
+    Attributes:
+        params_per_pixel: how many numbers the decoder puts out for each pixel; they lie along the
+            channels.
+    """
 
-    def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
-        """log p(x | z) of each image, in nats."""
+    params_per_pixel: int = 1
 
+    def given(self, params: Params) -> "ImageDistribution":
+        """The distribution p(x | z) over images that the decoder's output stands for."""
+        return ImageDistribution(self, params)
+
+    def log_prob(self, x: Pixels, params: Params) -> Float[Tensor, "..."]:
+        """log p(x | z) of each image, in nats, summed over its pixels.
+
+        Args:
+            x: images, shape (..., channels, height, width).
+            params: what the decoder puts out; its shape ends in the shape of x, with
+                ``params_per_pixel`` times the channels, with any axes for samples before.
+
+        Returns:
+            The shape of params without its last three axes.
+
+        Raises:
+            ValueError: x lies outside the support, or the shapes do not match.
+        """
+        x, params = as_floats(x, params)
+        if not is_trusted():
+            self.check_support(x)
+        _check_shapes(x, params, self.params_per_pixel)
+        return self.pixel_log_prob(x, params).sum(PIXEL_AXES)
+
+    @abstractmethod
+    def pixel_log_prob(self, x: Tensor, params: Tensor) -> Tensor:
+        """The log-probability or log-density of each pixel, in nats."""
+
+    @abstractmethod
     def mean(self, params: Tensor) -> Tensor:
         """E[x | z], the image that is usually shown."""
 
+    @abstractmethod
     def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A draw of x given z."""
+        """A draw of x given z; the noise is drawn on the CPU."""
+
+    def check_support(self, x: Tensor) -> None:
+        """Raise ValueError unless every pixel of x is a value that this likelihood can score."""
+        if not bool(x.isfinite().all()):
+            raise ValueError("x: expected finite numbers, got infinity or NaN")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDistribution:
+    """p(x | z): a likelihood with the numbers that a decoder gives it.
+
+    Attributes:
+        likelihood: what the numbers mean.
+        params: the numbers, shape (..., params, height, width).
+    """
+
+    likelihood: Likelihood
+    params: Params
+
+    def log_prob(self, x: Pixels) -> Float[Tensor, "..."]:
+        """log p(x | z) of each image, in nats; see `Likelihood.log_prob`."""
+        return self.likelihood.log_prob(x, self.params)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x | z], the image that is usually shown."""
+        return self.likelihood.mean(self.params)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """A draw of x given z; the noise is drawn on the CPU."""
+        return self.likelihood.sample(self.params, generator)
 
 
 @dataclass(frozen=True)
-class Bernoulli:
+class Bernoulli(Likelihood):
     """Each pixel is on with its own probability; ``params`` are the logits.
 
     Equation ``eq-bernoulli`` (chapter 6); Kingma and Welling (2014), appendix C.1.
@@ -54,24 +118,10 @@ class Bernoulli:
     """
 
     relaxed: bool = False
-    params_per_pixel: ClassVar[int] = 1
 
-    def log_prob(self, x: Images, params: Params) -> Float[Tensor, "..."]:
-        """The log-probability of each image, in nats, summed over its pixels.
-
-        Args:
-            x: images, shape (..., channels, height, width).
-            params: logits; their shape ends in the shape of x, with any axes for samples before.
-
-        Returns:
-            The shape of params without its last three axes.
-
-        Raises:
-            ValueError: x lies outside the support, or the shapes do not match.
-        """
-        self.check_support(x)
-        _check_shapes(x, params)
-        return -_cross_entropy(x, params).sum(PIXEL_AXES)
+    def pixel_log_prob(self, x: Tensor, params: Tensor) -> Tensor:
+        """x log p + (1 - x) log(1 - p) for each pixel, with p = sigmoid(params), in nats."""
+        return -_cross_entropy(x, params)
 
     def mean(self, params: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The probability that each pixel is on, the shape of params."""
@@ -83,7 +133,7 @@ class Bernoulli:
         """Images of zeros and ones, the shape of params; the noise is drawn on the CPU."""
         return (_uniform(params, generator) < self.mean(params)).to(params.dtype)
 
-    def check_support(self, x: Images) -> None:
+    def check_support(self, x: Pixels) -> None:
         """Raise ValueError unless every pixel of x is a value that this likelihood can score."""
         if self.relaxed:
             _check_unit_interval(x)
@@ -103,7 +153,7 @@ class Bernoulli:
 
 
 @dataclass(frozen=True)
-class ContinuousBernoulli:
+class ContinuousBernoulli(Likelihood):
     """A density over gray levels in [0, 1]: cross-entropy, normalized; ``params`` are the logits.
 
     Equation ``eq-continuous-bernoulli`` (chapter 6); Loaiza-Ganem and Cunningham (2019),
@@ -111,17 +161,13 @@ class ContinuousBernoulli:
     ``exp(l * x) * l / (exp(l) - 1)``.
     """
 
-    params_per_pixel: ClassVar[int] = 1
+    def pixel_log_prob(self, x: Tensor, params: Tensor) -> Tensor:
+        """The log-density of each pixel, in nats."""
+        return -(_cross_entropy(x, params) + log_cross_entropy_integral(params))
 
-    def log_prob(self, x: Images, params: Params) -> Float[Tensor, "..."]:
-        """The log-density of each image, in nats; see `Bernoulli.log_prob` for the shapes.
-
-        Raises:
-            ValueError: a pixel lies outside [0, 1], or the shapes do not match.
-        """
+    def check_support(self, x: Pixels) -> None:
+        """Raise ValueError unless every pixel lies in [0, 1]."""
         _check_unit_interval(x)
-        _check_shapes(x, params)
-        return -(_cross_entropy(x, params) + log_cross_entropy_integral(params)).sum(PIXEL_AXES)
 
     def mean(self, params: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The average gray level of each pixel, which is *not* the sigmoid of its logit."""
@@ -141,7 +187,7 @@ class ContinuousBernoulli:
         return torch.where(params > 0, x, 1 - x).clamp(0, 1)
 
 
-class Gaussian(nn.Module):
+class Gaussian(nn.Module, Likelihood):
     r"""Each pixel is normal around the decoder's output, with a variance given or learned.
 
     Equation ``eq-gaussian-likelihood`` (chapter 6); Kingma and Welling (2014), appendix C.2.
@@ -180,26 +226,11 @@ class Gaussian(nn.Module):
         if variance == "shared":
             self.shared = nn.Parameter(torch.zeros(()))  # log(variance / sigma^2)
 
-    def log_prob(self, x: Images, params: Params) -> Float[Tensor, "..."]:
-        """The log-density of each image, in nats, with all its constants.
-
-        Args:
-            x: images of any real numbers, shape (..., channels, height, width).
-            params: their shape ends in the shape of x, with any axes for samples before; twice
-                the channels for ``variance="pixel"``.
-
-        Returns:
-            The shape of params without its last three axes.
-
-        Raises:
-            ValueError: a pixel is infinite or not a number, or the shapes do not match.
-        """
-        if not bool(x.isfinite().all()):
-            raise ValueError("x: expected finite numbers, got infinity or NaN")
-        _check_shapes(x, params, self.params_per_pixel)
+    def pixel_log_prob(self, x: Tensor, params: Tensor) -> Tensor:
+        """The log-density of each pixel, in nats, with all its constants."""
         log_var = self.log_var(params)
         squares = (x - self.mean(params)).square() * torch.exp(-log_var)
-        return -0.5 * (squares + log_var + LOG_2PI).sum(PIXEL_AXES)
+        return -0.5 * (squares + log_var + LOG_2PI)
 
     def log_var(self, params: Params) -> Params:
         """The logarithm of each pixel's variance, a tensor that broadcasts to the images."""
@@ -242,7 +273,7 @@ def log_cross_entropy_integral(logits: Float[Tensor, "*shape"]) -> Float[Tensor,
     return torch.where(near, series, direct)
 
 
-def optimal_variance(x: Images, mean: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+def optimal_variance(x: Pixels, mean: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     """The shared variance under which images are most probable: their mean squared error.
 
     Equation ``eq-optimal-variance`` (chapter 6); Rybkin, Daniilidis and Levine (2021).
@@ -254,6 +285,7 @@ def optimal_variance(x: Images, mean: Float[Tensor, "..."]) -> Float[Tensor, ""]
     Raises:
         ValueError: the shapes do not match.
     """
+    x, mean = as_floats(x, mean)
     _check_shapes(x, mean, name="mean")
     return (x - mean).square().mean()
 

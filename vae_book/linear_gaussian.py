@@ -5,27 +5,20 @@ measured before it meets images.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vae_book.checks import broadcastable, cholesky, enough_draws, no_nan, same_shape
+from vae_book.checks import (
+    cholesky,
+    enough_draws,
+    last_axis,
+    same_shape,
+)
 from vae_book.device import standard_normal
+from vae_book.distributions import FullGaussian
 from vae_book.divergences import gaussian_kl, gaussian_kl_full
-
-
-class Gaussian(NamedTuple):
-    """A Gaussian distribution.
-
-    Attributes:
-        mu: the mean, shape (..., d).
-        cov: the covariance, shape (d, d).
-    """
-
-    mu: Float[Tensor, "... d"]
-    cov: Float[Tensor, "d d"]
 
 
 class LinearGaussian:
@@ -40,7 +33,7 @@ class LinearGaussian:
         sigma: the standard deviation of the noise, a positive number.
 
     Raises:
-        ValueError: the shapes do not match, sigma is not positive, or an argument holds a NaN.
+        ValueError: the shapes do not match, or sigma is not positive.
     """
 
     def __init__(
@@ -60,7 +53,6 @@ class LinearGaussian:
             )
         if self.sigma.ndim or not 0 < self.sigma.item() < math.inf:
             raise ValueError(f"sigma: expected a positive number, got {sigma}")
-        no_nan(W=self.W, b=self.b)
 
     @property
     def latent(self) -> int:
@@ -81,7 +73,6 @@ class LinearGaussian:
     ) -> Float[Tensor, "..."]:
         """log p(x | z); the leading axes of x and z broadcast."""
         x, z = self._observed(x), self._latent("z", z)
-        broadcastable(x=x.shape[:-1], z=z.shape[:-1])
         squares = ((x - z @ self.W.T - self.b) / self.sigma).square().sum(-1)
         return -0.5 * (squares + self.W.shape[0] * torch.log(2 * math.pi * self.sigma.square()))
 
@@ -98,7 +89,7 @@ class LinearGaussian:
         log_det = 2 * factor.diagonal().log().sum()
         return -0.5 * (whitened.square().sum((-2, -1)) + log_det + D * math.log(2 * math.pi))
 
-    def posterior(self, x: Float[Tensor, "*batch D"]) -> Gaussian:
+    def posterior(self, x: Float[Tensor, "*batch D"]) -> FullGaussian:
         """p(z | x), whose covariance is the same for all x.
 
         Equation ``eq-linear-gaussian-posterior`` (chapter 1); Tipping and Bishop (1999), section 3.
@@ -107,7 +98,7 @@ class LinearGaussian:
         x = self._observed(x)
         factor = cholesky("W and sigma", self._precision(), self.latent)
         cov = torch.cholesky_inverse(factor)
-        return Gaussian((x - self.b) @ self.W @ cov / self.sigma.square(), cov)
+        return FullGaussian((x - self.b) @ self.W @ cov / self.sigma.square(), cov)
 
     def elbo(
         self,
@@ -121,11 +112,10 @@ class LinearGaussian:
         and q broadcast.
 
         Raises:
-            ValueError: the shapes do not fit the model or each other, or an argument holds a NaN.
+            ValueError: the shapes do not fit the model or each other.
         """
         same_shape(mu=mu, log_var=log_var)
         x, mu, log_var = self._observed(x), self._latent("mu", mu), self._latent("log_var", log_var)
-        broadcastable(x=x.shape[:-1], mu=mu.shape[:-1])
         spread = (self.W.square().sum(0) * log_var.exp()).sum(-1)
         return self._reconstruction(x, mu, spread) - gaussian_kl(mu, log_var)
 
@@ -138,12 +128,10 @@ class LinearGaussian:
         """The bound on log p(x) for q(z) = N(mu, cov), without sampling; see `elbo`.
 
         Raises:
-            ValueError: the shapes do not fit, an argument holds a NaN, or cov is not positive
-                definite.
+            ValueError: the shapes do not fit, or cov is not positive definite.
         """
         x, mu, cov = self._observed(x), self._latent("mu", mu), cov.to(self.W)
         cholesky("cov", cov, self.latent)
-        broadcastable(x=x.shape[:-1], mu=mu.shape[:-1], cov=cov.shape[:-2])
         prior = torch.zeros(self.latent).to(self.W), torch.eye(self.latent).to(self.W)
         kl = gaussian_kl_full(mu, cov, *prior)
         spread = ((self.W.T @ self.W) * cov).sum((-2, -1))
@@ -164,7 +152,6 @@ class LinearGaussian:
         """
         same_shape(mu=mu, log_var=log_var)
         x, mu, log_var = self._observed(x), self._latent("mu", mu), self._latent("log_var", log_var)
-        broadcastable(x=x.shape[:-1], mu=mu.shape[:-1])
         residual = x - mu @ self.W.T - self.b
         by_mu = residual @ self.W / self.sigma.square() - mu
         by_log_var = 0.5 * (1 - log_var.exp() * self._precision().diagonal())
@@ -198,18 +185,16 @@ class LinearGaussian:
 
     def _fitting(self, name: str, value: Tensor, size: int) -> Tensor:
         value = torch.as_tensor(value).to(self.W)
-        if value.shape[-1:] != (size,):
-            raise ValueError(f"{name}: expected shape (..., {size}), got {tuple(value.shape)}")
-        no_nan(**{name: value})
+        last_axis(size, **{name: value})
         return value
 
 
 def linear_joint(
-    prior: Gaussian,
+    prior: FullGaussian,
     A: Float[Tensor, "m k"],
     c: Float[Tensor, " m"],
     noise: Float[Tensor, "m m"],
-) -> Gaussian:
+) -> FullGaussian:
     """The joint Gaussian of y1 ~ prior and y2 | y1 ~ N(A y1 + c, noise), with y1 before y2.
 
     Equations ``eq-linear-joint`` and ``eq-elbo-joint`` (chapter 4). With y1 = z, y2 = x it is
@@ -228,13 +213,14 @@ def linear_joint(
     k, m = prior.mu.shape[-1], len(c)
     if A.shape != (m, k):
         raise ValueError(f"A: expected shape ({m}, {k}) to fit c and prior, got {tuple(A.shape)}")
-    no_nan(A=A, c=c, mu=prior.mu)
     cholesky("prior", prior.cov, k)
     cholesky("noise", noise, m)
     across = A @ prior.cov
     upper = torch.cat([prior.cov, across.mT], -1)
     lower = torch.cat([across, across @ A.mT + noise], -1)
-    return Gaussian(torch.cat([prior.mu, prior.mu @ A.mT + c], -1), torch.cat([upper, lower], -2))
+    return FullGaussian(
+        torch.cat([prior.mu, prior.mu @ A.mT + c], -1), torch.cat([upper, lower], -2)
+    )
 
 
 def ppca(x: Float[Tensor, "n D"], latent: int, sigma: float) -> LinearGaussian:
@@ -250,8 +236,7 @@ def ppca(x: Float[Tensor, "n D"], latent: int, sigma: float) -> LinearGaussian:
         sigma: the standard deviation of the noise.
 
     Raises:
-        ValueError: there are fewer than two data points, one holds a NaN, or latent or sigma is
-            out of range.
+        ValueError: there are fewer than two data points, or latent or sigma is out of range.
     """
     if x.ndim != 2:
         raise ValueError(f"x: expected shape (n, D), got {tuple(x.shape)}")

@@ -1,24 +1,46 @@
-"""Variational autoencoders: fully connected (chapter 8), convolutional (9), conditional (11)."""
+"""Variational autoencoders: fully connected (chapter 8), convolutional (9), conditional (11).
+
+All have one form: ``encode`` gives q(z | x), ``decode`` p(x | z), ``prior`` p(z), each as a
+distribution; what a model is told, y, is the last argument of each.
+"""
 
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from vae_book.device import standard_normal
-from vae_book.likelihoods import Bernoulli, Likelihood
-from vae_book.reparameterization import reparameterize
+from vae_book.checks import is_trusted, last_axis, whole_number
+from vae_book.data import Images
+from vae_book.distributions import DiagonalGaussian, Distribution
+from vae_book.likelihoods import Bernoulli, ImageDistribution, Likelihood
+
+
+class Pass(NamedTuple):
+    """What a model makes of images on the way to their bound; given y, all of it is given y.
+
+    Attributes:
+        q_z: q(z | x), the approximate posterior.
+        z: draws from it, shape (..., d), with the axes for samples first.
+        p_x: p(x | z) at those draws.
+        p_z: p(z), the prior.
+    """
+
+    q_z: DiagonalGaussian
+    z: Float[Tensor, "... d"]
+    p_x: ImageDistribution
+    p_z: Distribution
 
 
 class VAE(nn.Module):
     """An encoder q(z | x) and a decoder p(x | z), each with one hidden layer.
 
-    The defaults are the classic 784-400-20 network; Kingma and Welling (2014), appendix C.
+    The method is that of Kingma and Welling (2014), appendix C; the default sizes 784-400-20 with
+    ReLU units are those of the VAE in the PyTorch examples.
 
     Args:
         latent: the size d of z.
@@ -26,9 +48,12 @@ class VAE(nn.Module):
         image_shape: (channels, height, width) of one image.
         likelihood: what the decoder's output means; None takes ``Bernoulli(relaxed=True)``, which
             scores gray levels by cross-entropy.
+
+    Attributes:
+        classes: how many labels the model tells apart; 0 for one that is not told any.
     """
 
-    conditional: ClassVar[bool] = False
+    classes: int = 0
 
     def __init__(
         self,
@@ -53,64 +78,102 @@ class VAE(nn.Module):
             nn.Unflatten(-1, (per_pixel * channels, height, width)),
         )
 
+    @property
+    def weight(self) -> Tensor:
+        """One of the weights, for the type and the device of what the model computes."""
+        return next(self.decoder.parameters())
+
     def encode(
-        self, x: Float[Tensor, "*batch channels height width"]
-    ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d"]]:
-        """Mean and log-variance of q(z | x), computed for each image x.
+        self, x: Float[Tensor, "*batch channels height width"], y: Tensor | None = None
+    ) -> DiagonalGaussian:
+        """q(z | x) of each image x.
 
         Equation ``eq-encoder``; Kingma and Welling (2014), appendix C.2.
 
         Raises:
-            ValueError: x is not a batch of images of the model's shape.
+            ValueError: x is not a batch of images of the model's shape, or y is given.
         """
         self.check_images(x)
-        features = self.encoder(x)
-        return self.to_mu(features), self.to_log_var(features)
+        self.told_nothing(y)
+        return self.posterior(self.encoder(x.to(self.weight.dtype)))
 
-    def decode(self, z: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch params height width"]:
-        """The parameters of p(x | z): for the Bernoulli likelihood, the logit of each pixel.
+    def posterior(self, features: Float[Tensor, "*batch hidden"]) -> DiagonalGaussian:
+        """q(z | x) from what the encoder's layers make of x."""
+        return DiagonalGaussian(self.to_mu(features), self.to_log_var(features))
+
+    def decode(self, z: Float[Tensor, "*batch d"], y: Tensor | None = None) -> ImageDistribution:
+        """p(x | z); with the Bernoulli likelihood its params are the logit of each pixel.
 
         Raises:
-            ValueError: the last axis of z is not the latent size.
+            ValueError: the last axis of z is not the latent size, or y is given.
         """
         self.check_latent(z)
-        return self.decoder(z)
+        self.told_nothing(y)
+        return self.likelihood.given(self.decoder(z.to(self.weight.dtype)))
+
+    def prior(self, y: Tensor | None = None) -> Distribution:
+        """p(z) = N(0, I).
+
+        Raises:
+            ValueError: y is given.
+        """
+        self.told_nothing(y)
+        zero = self.weight.new_zeros(self.latent)
+        return DiagonalGaussian(zero, zero)
+
+    def told(self, data: Images) -> Tensor | None:
+        """What the model is told about each of the images, the y of its methods: nothing."""
+        return None
 
     def forward(
         self,
         x: Float[Tensor, "*batch channels height width"],
         eps: Float[Tensor, "*sample d"],
-    ) -> tuple[Float[Tensor, "..."], Float[Tensor, "*batch d"], Float[Tensor, "*batch d"]]:
-        """From images to pixels: encode, take one sample of z for each row of eps, decode.
+        y: Tensor | None = None,
+    ) -> Pass:
+        """From images to pixels: encode, draw z for each row of eps, decode.
 
         Args:
             x: images.
             eps: draws from N(0, 1), shape (..., d) with the batch axes of x last before d.
-
-        Returns:
-            The decoder's params, mu and log_var.
+            y: what the model is told, for one that is conditioned on it.
         """
-        mu, log_var = self.encode(x)
-        return self.decode(reparameterize(mu, log_var, eps)), mu, log_var
+        q_z = self.encode(x, y)
+        z = q_z.rsample(eps)
+        return Pass(q_z, z, self.decode(z, y), self.prior(y))
 
     @torch.no_grad()
     def sample(
-        self, n: int, generator: torch.Generator | None = None, *, pixels: bool = False
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        *,
+        y: Tensor | None = None,
+        pixels: bool = False,
     ) -> Float[Tensor, "n channels height width"]:
-        """Images made from nothing: z from the prior N(0, I), then the decoder; no encoder.
+        """Images made from nothing: z from the prior, then the decoder; no encoder.
 
         Args:
             n: how many.
             generator: a CPU generator (see `vae_book.device.seeded`).
+            y: what each of them is told, for a model that is conditioned on it.
             pixels: also draw each pixel from p(x | z); by default the mean of p(x | z) is given.
-        """
-        z = standard_normal((n, self.latent), generator).to(next(self.decoder.parameters()))
-        params = self.decode(z)
-        return self._images(params, generator, pixels)
 
-    def _images(self, params: Tensor, generator: torch.Generator | None, pixels: bool) -> Tensor:
-        """Pixels drawn from p(x | z), or its mean."""
-        return self.likelihood.sample(params, generator) if pixels else self.likelihood.mean(params)
+        Raises:
+            ValueError: y does not fit.
+        """
+        n = whole_number("n", n, least=0)
+        y = None if y is None else torch.as_tensor(y, device=self.weight.device)
+        p_z = self.prior(y)
+        if p_z.batch not in ((), (n,)):
+            raise ValueError(f"y: expected {n} of them, got {p_z.batch}")
+        p_x = self.decode(p_z.sample((n,), generator), y)
+        return p_x.sample(generator) if pixels else p_x.mean
+
+    def told_nothing(self, y: Tensor | None) -> None:
+        """Raise ValueError if this model, which is told nothing, is told y."""
+        if y is not None:
+            raise ValueError(f"y: expected None, since a {type(self).__name__} takes no labels")
 
     def check_images(self, x: Tensor) -> None:
         """Raise ValueError unless x is a batch of images of the model's shape."""
@@ -122,8 +185,7 @@ class VAE(nn.Module):
 
     def check_latent(self, z: Tensor) -> None:
         """Raise ValueError unless the last axis of z is the latent size."""
-        if z.shape[-1] != self.latent:
-            raise ValueError(f"z: expected shape (..., {self.latent}), got {tuple(z.shape)}")
+        last_axis(self.latent, z=z)
 
 
 class ImageLayers(nn.Sequential):
@@ -196,20 +258,19 @@ class ConditionalVAE(VAE):
     """A VAE that is told something, y: encoder q(z | x, y), prior p(z | y), decoder p(x | z, y).
 
     What is told enters as a row of numbers beside what the networks of `VAE` get; Sohn, Lee and
-    Yan (2015), section 4. A subclass says how y becomes that row.
+    Yan (2015), section 4. A subclass says what is told of a data set, in ``told``, and how it
+    becomes that row, in ``embed``.
 
     Args:
-        told: how many numbers y is turned into.
+        row: how many numbers y is turned into.
         latent, hidden, image_shape, likelihood: as for `VAE`.
         prior_network: gives the mean and the log-variance of p(z | y), one after the other, from
             that row; None makes p(z | y) = N(0, I).
     """
 
-    conditional: ClassVar[bool] = True
-
     def __init__(
         self,
-        told: int,
+        row: int,
         latent: int,
         hidden: int,
         image_shape: Sequence[int],
@@ -218,22 +279,22 @@ class ConditionalVAE(VAE):
     ) -> None:
         super().__init__(latent, hidden, image_shape, likelihood)
         pixels = math.prod(self.image_shape)
-        self.encoder = nn.Sequential(nn.Linear(pixels + told, hidden), nn.ReLU())
-        self.decoder[0] = nn.Linear(latent + told, hidden)
+        self.encoder = nn.Sequential(nn.Linear(pixels + row, hidden), nn.ReLU())
+        self.decoder[0] = nn.Linear(latent + row, hidden)
         self.prior_network = prior_network
 
-    def embed(self, y: Tensor | None, batch: Sequence[int] | None = None) -> Tensor:
-        """y as a row of numbers for each image, shape (..., told).
+    def embed(self, y: Tensor | None) -> Tensor:
+        """y as a row of numbers for each image, shape (..., row).
 
         Raises:
-            ValueError: y is not what the model wants to be told, or not for each of the batch.
+            ValueError: y is not what the model wants to be told.
         """
         raise NotImplementedError
 
     def encode(
         self, x: Float[Tensor, "*batch channels height width"], y: Tensor | None = None
-    ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d"]]:
-        """Mean and log-variance of q(z | x, y), computed for each image x with its y.
+    ) -> DiagonalGaussian:
+        """q(z | x, y) of each image x with its y.
 
         Equation ``eq-conditional-encoder`` (chapter 11).
 
@@ -241,13 +302,16 @@ class ConditionalVAE(VAE):
             ValueError: x is not a batch of images of the model's shape, or y does not fit it.
         """
         self.check_images(x)
-        features = self.encoder(torch.cat([x.flatten(-3), self.embed(y, x.shape[:-3])], dim=-1))
-        return self.to_mu(features), self.to_log_var(features)
+        row = self.embed(y)
+        if row.shape[:-1] != x.shape[:-3]:
+            raise ValueError(
+                f"y: expected one for each image, shape {tuple(x.shape[:-3])}, got "
+                f"{tuple(row.shape[:-1])}"
+            )
+        return self.posterior(self.encoder(torch.cat([x.flatten(-3).to(row), row], dim=-1)))
 
-    def decode(
-        self, z: Float[Tensor, "*batch d"], y: Tensor | None = None
-    ) -> Float[Tensor, "*batch params height width"]:
-        """The parameters of p(x | z, y); y has the batch axes of z, or the last of them.
+    def decode(self, z: Float[Tensor, "*batch d"], y: Tensor | None = None) -> ImageDistribution:
+        """p(x | z, y); y has the batch axes of z, or the last of them.
 
         Raises:
             ValueError: the last axis of z is not the latent size, or y does not fit.
@@ -256,27 +320,14 @@ class ConditionalVAE(VAE):
         row = self.embed(y)
         if row.shape[:-1] != z.shape[z.ndim - row.ndim : -1]:
             raise ValueError(
-                f"y: expected a label for each z, shape {tuple(z.shape[:-1])}, got "
+                f"y: expected one for each z, shape {tuple(z.shape[:-1])}, got "
                 f"{tuple(row.shape[:-1])}"
             )
-        return self.decoder(torch.cat([z, row.expand(*z.shape[:-1], -1)], dim=-1))
+        beside = row.expand(*z.shape[:-1], -1)
+        return self.likelihood.given(self.decoder(torch.cat([z.to(row), beside], dim=-1)))
 
-    def forward(  # type: ignore[override]  # the prior comes on top
-        self,
-        x: Float[Tensor, "*batch channels height width"],
-        eps: Float[Tensor, "*sample d"],
-        y: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:
-        """From images and what is told to pixels; see `VAE.forward`.
-
-        Returns:
-            The decoder's params, mu and log_var, then mean and log-variance of the prior.
-        """
-        mu, log_var = self.encode(x, y)
-        return self.decode(reparameterize(mu, log_var, eps), y), mu, log_var, *self.prior(y)
-
-    def prior(self, y: Tensor | None) -> tuple[Float[Tensor, "... d"], Float[Tensor, "... d"]]:
-        """Mean and log-variance of p(z | y) for each y.
+    def prior(self, y: Tensor | None = None) -> Distribution:
+        """p(z | y) for each y.
 
         Raises:
             ValueError: y is not what the model wants to be told.
@@ -284,38 +335,8 @@ class ConditionalVAE(VAE):
         row = self.embed(y)
         if self.prior_network is None:
             zero = row.new_zeros(*row.shape[:-1], self.latent)
-            return zero, zero
-        mu, log_var = self.prior_network(row).chunk(2, dim=-1)
-        return mu, log_var
-
-    @torch.no_grad()
-    def sample(
-        self,
-        n: int,
-        generator: torch.Generator | None = None,
-        *,
-        y: Tensor | int | None = None,
-        pixels: bool = False,
-    ) -> Float[Tensor, "n channels height width"]:
-        """Images made from what is told: z from the prior p(z | y), then the decoder.
-
-        Args:
-            n: how many.
-            generator: a CPU generator (see `vae_book.device.seeded`).
-            y: what each of them is told.
-            pixels: also draw each pixel from p(x | z, y); by default its mean is given.
-
-        Raises:
-            ValueError: y does not fit.
-        """
-        where = next(self.decoder.parameters()).device
-        y = None if y is None else torch.as_tensor(y, device=where)
-        mu, log_var = self.prior(y)
-        if mu.shape != (n, self.latent):
-            raise ValueError(f"y: expected {n} of them, got {tuple(mu.shape[:-1])}")
-        eps = standard_normal((n, self.latent), generator).to(mu)
-        params = self.decode(reparameterize(mu, log_var, eps), y)
-        return self._images(params, generator, pixels)
+            return DiagonalGaussian(zero, zero)
+        return DiagonalGaussian(*self.prior_network(row).chunk(2, dim=-1))
 
 
 class CVAE(ConditionalVAE):
@@ -341,17 +362,18 @@ class CVAE(ConditionalVAE):
         classes: int = 10,
         learned_prior: bool = False,
     ) -> None:
-        if classes < 1:
-            raise ValueError(f"classes: expected 1 or more, got {classes}")
+        classes = whole_number("classes", classes)
         table = nn.Linear(classes, 2 * latent, bias=False) if learned_prior else None
         super().__init__(classes, latent, hidden, image_shape, likelihood, table)
-        self.classes, self.learned_prior = int(classes), bool(learned_prior)
+        self.classes, self.learned_prior = classes, bool(learned_prior)
         if table is not None:
             nn.init.zeros_(table.weight)  # all labels start from N(0, I)
 
-    def embed(
-        self, y: Tensor | None, batch: Sequence[int] | None = None
-    ) -> Float[Tensor, "... classes"]:
+    def told(self, data: Images) -> Tensor | None:
+        """The labels of the images."""
+        return data.labels
+
+    def embed(self, y: Tensor | None) -> Float[Tensor, "... classes"]:
         """One number for each class; all but that of y are 0."""
         if (
             not isinstance(y, Tensor)
@@ -361,16 +383,11 @@ class CVAE(ConditionalVAE):
             kind = y.dtype if isinstance(y, Tensor) else type(y).__name__
             raise ValueError(f"y: expected labels as a tensor of whole numbers, got {kind}")
         y = y.long()  # the 300 of 300 classes would become 44 beside a uint8
-        if batch is not None and y.shape != tuple(batch):
-            raise ValueError(
-                f"y: expected a label for each image, shape {tuple(batch)}, got {tuple(y.shape)}"
-            )
-        outside = y[(y < 0) | (y >= self.classes)]
-        if outside.numel():
+        if not is_trusted() and (outside := y[(y < 0) | (y >= self.classes)]).numel():
             raise ValueError(
                 f"y: expected labels from 0 to {self.classes - 1}, got {outside[0].item()}"
             )
-        return one_hot(y, self.classes).to(next(self.decoder.parameters()))
+        return one_hot(y, self.classes).to(self.weight)
 
     def sample(
         self,
@@ -383,10 +400,8 @@ class CVAE(ConditionalVAE):
         """Images of given labels: z from the prior p(z | y), then the decoder.
 
         Args:
-            n: how many.
-            generator: a CPU generator (see `vae_book.device.seeded`).
+            n, generator, pixels: as for `VAE.sample`.
             y: the label of all of them, or one for each; None takes 0, 1, 2, ... in turn.
-            pixels: also draw each pixel from p(x | z, y); by default its mean is given.
 
         Raises:
             ValueError: y does not fit.
@@ -399,7 +414,7 @@ class CVAE(ConditionalVAE):
 class CompletionVAE(ConditionalVAE):
     """A VAE that is shown a part y of the image, and draws the rest x.
 
-    The prior p(z | y) is a network with one hidden layer; Sohn, Lee and Yan (2015), section 4.1
+    The prior p(z | y) is a network with one hidden layer; Sohn, Lee and Yan (2015), section 4
     (chapter 11). `vae_book.data.quadrants` cuts the images.
 
     Args:
@@ -422,21 +437,17 @@ class CompletionVAE(ConditionalVAE):
         super().__init__(seen, latent, hidden, image_shape, likelihood, network)
         self.seen_shape = tuple(seen_shape)
 
-    def embed(
-        self, y: Tensor | None, batch: Sequence[int] | None = None
-    ) -> Float[Tensor, "... seen"]:
+    def told(self, data: Images) -> Tensor | None:
+        """The pixels that are shown of the images."""
+        return data.told
+
+    def embed(self, y: Tensor | None) -> Float[Tensor, "... seen"]:
         """The pixels that are shown, in a row."""
-        wanted = tuple(self.seen_shape)
-        if (
-            not isinstance(y, Tensor)
-            or not y.is_floating_point()
-            or tuple(y.shape[-3:]) != wanted
-            or (batch is not None and y.shape[:-3] != tuple(batch))
-        ):
+        wanted = self.seen_shape
+        if not isinstance(y, Tensor) or not y.is_floating_point() or tuple(y.shape[-3:]) != wanted:
             found = f"{tuple(y.shape)} of {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
-            each = "..." if batch is None else ", ".join(map(str, batch))
             raise ValueError(
-                f"y: expected the part that is seen of each image, shape "
-                f"({each}, {', '.join(map(str, wanted))}), got {found}"
+                "y: expected the part that is seen of each image, shape "
+                f"(..., {', '.join(map(str, wanted))}), got {found}"
             )
-        return y.flatten(-3)
+        return y.flatten(-3).to(self.weight.dtype)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vae_book.checks import enough_draws
+from vae_book.checks import as_floats, enough_draws
 
 
 class Estimate(NamedTuple):
@@ -31,8 +31,9 @@ def average(draws: Float[Tensor, "n ..."]) -> Estimate:
         draws: independent draws of one quantity, shape (n, ...), n at least 2.
 
     Raises:
-        ValueError: there are fewer than two draws, or one is NaN.
+        ValueError: there are fewer than two draws.
     """
+    (draws,) = as_floats(draws)
     enough_draws(draws=draws)
     return Estimate(draws.mean(0), draws.std(0) / math.sqrt(len(draws)))
 
@@ -50,13 +51,12 @@ def log_average(log_weights: Float[Tensor, "n ..."]) -> Estimate:
         log_weights: logarithms of n independent weights, shape (n, ...), n at least 2.
 
     Raises:
-        ValueError: there are fewer than two weights, or one is NaN or plus infinity.
+        ValueError: there are fewer than two weights, or one is plus infinity.
     """
-    enough_draws(log_weights=log_weights)
     weights, largest = _scaled(log_weights)
     mean = weights.mean(0)
     error = weights.std(0) / mean / math.sqrt(len(weights))
-    return Estimate(mean.log() + largest, torch.where(mean > 0, error, math.inf))
+    return Estimate(mean.log() + largest, torch.where(mean == 0, math.inf, error))
 
 
 def effective_sample_size(log_weights: Float[Tensor, "n ..."]) -> Float[Tensor, "..."]:
@@ -70,19 +70,20 @@ def effective_sample_size(log_weights: Float[Tensor, "n ..."]) -> Float[Tensor, 
         log_weights: logarithms of the n weights, shape (n, ...).
 
     Raises:
-        ValueError: there are fewer than two weights, or one is NaN or plus infinity.
+        ValueError: there are fewer than two weights, or one is plus infinity.
     """
-    enough_draws(log_weights=log_weights)
     weights, _ = _scaled(log_weights)
     squares = weights.square().sum(0)
-    return torch.where(squares > 0, weights.sum(0).square() / squares, 0.0)
+    return torch.where(squares == 0, 0.0, weights.sum(0).square() / squares)
 
 
 def _scaled(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     """The weights over the largest of them, and the logarithm of that."""
+    (log_weights,) = as_floats(log_weights)
+    enough_draws(log_weights=log_weights)
     largest = log_weights.max(0).values
     if bool((largest == math.inf).any()):
         raise ValueError("log_weights: expected logarithms of finite weights, got infinity")
     # Where all weights are zero there is no largest to take out.
-    shift = torch.where(largest > -math.inf, largest, 0.0)
+    shift = torch.where(largest == -math.inf, 0.0, largest)
     return torch.exp(log_weights - shift), shift

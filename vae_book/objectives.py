@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vae_book.bounds import Elbo
+from vae_book.distributions import DiagonalGaussian
 from vae_book.divergences import naive_regularizer
 
 
@@ -51,16 +52,10 @@ class Objective:
         """The weight of the penalty in an epoch, counted from 0."""
         return self.beta * min(1.0, epoch / self.warm_up) if self.warm_up else self.beta
 
-    def __call__(
-        self,
-        terms: Elbo,
-        mu: Float[Tensor, "n d"],
-        log_var: Float[Tensor, "n d"],
-        epoch: int = 0,
-    ) -> Float[Tensor, " n"]:
+    def __call__(self, terms: Elbo, q_z: DiagonalGaussian, epoch: int = 0) -> Float[Tensor, " n"]:
         """The loss of each image, from the terms of its bound and its q(z | x)."""
         if self.penalty == "naive":
-            penalty = naive_regularizer(mu, log_var)
+            penalty = naive_regularizer(q_z.mu, q_z.log_var)
         else:
             penalty = terms.unit_kl.clamp(min=self.free_nats).sum(-1)
         return self.weight(epoch) * penalty - terms.log_likelihood

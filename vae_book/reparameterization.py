@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vae_book.deprecated import moved
+
 
 def reparameterize(
     mu: Float[Tensor, "... d"],
@@ -64,3 +66,14 @@ def reparameterize_full(
             "covariance C is given as torch.linalg.cholesky(C)"
         )
     return mu + (scale @ eps.unsqueeze(-1)).squeeze(-1)
+
+
+__getattr__ = moved(
+    __name__,
+    {
+        "GaussianGradient": "gradient_estimators.GaussianGradient",
+        "pathwise_gradient": "gradient_estimators.pathwise_gradient",
+        "score_function_gradient": "gradient_estimators.score_function_gradient",
+        "Quadratic": "gradient_estimators.Quadratic",
+    },
+)

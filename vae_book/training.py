@@ -3,22 +3,63 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vae_book import parallel
-from vae_book.bounds import condition, elbo_terms
+from vae_book.bounds import elbo_terms
 from vae_book.checkpoints import architecture, read_checkpoint, write_checkpoint
+from vae_book.checks import trusted, whole_number
 from vae_book.data import Images, binarize
 from vae_book.device import describe, seeded, standard_normal
-from vae_book.evaluation import test_bound
+from vae_book.evaluation import average_elbo
+from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
 from vae_book.objectives import Objective
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides how a run goes on, beside its model and data; a resumed run shares them.
+
+    Attributes:
+        batch_size: images in a step, over all processes.
+        lr: Adam's step size.
+        seed: of the order of the images and of all noise.
+        n_samples: draws of z for each image and step; one is enough (chapter 7).
+        objective: what to minimize; by default the negative ELBO (others: chapter 10).
+        resample: make the images binary, afresh in each step, instead of using the gray levels.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    batch_size: int = 128
+    lr: float = 1e-3
+    seed: int = 0
+    n_samples: int = 1
+    objective: Objective = field(default_factory=Objective)
+    resample: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr: expected a positive number, got {self.lr}")
+        # Numbers of numpy's would spoil a checkpoint.
+        plain: dict[str, Any] = {
+            "batch_size": whole_number("batch_size", self.batch_size),
+            "lr": float(self.lr),
+            "seed": whole_number("seed", self.seed, least=0),
+            "n_samples": whole_number("n_samples", self.n_samples),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass
@@ -28,6 +69,8 @@ class History:
     Attributes:
         reconstruction: -E_q[log p(x | z)] on the training images, averaged while they were used.
         kl: KL(q(z | x) || p(z)), likewise.
+        loss: what was minimized, likewise; with another objective than the negative ELBO it
+            differs from that.
         held_out: the negative ELBO of the held-out images after the epoch; empty without them.
         seconds: how long the epoch's training took.
         device: where it ran.
@@ -35,13 +78,14 @@ class History:
 
     reconstruction: list[float] = field(default_factory=list)
     kl: list[float] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
     held_out: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     device: str = ""
 
     @property
-    def loss(self) -> list[float]:
-        """The negative ELBO of each epoch: reconstruction + KL."""
+    def negative_elbo(self) -> list[float]:
+        """That of the training images, by epoch: reconstruction + KL, whatever was minimized."""
         return [a + b for a, b in zip(self.reconstruction, self.kl, strict=True)]
 
     @property
@@ -50,8 +94,8 @@ class History:
         return len(self.kl)
 
     def rows(self) -> list[tuple[float, ...]]:
-        """A row for each epoch: its number, reconstruction, KL, loss and, if measured, held_out."""
-        columns = [self.reconstruction, self.kl, self.loss]
+        """A row an epoch: its number, reconstruction, KL, negative ELBO and, if any, held_out."""
+        columns = [self.reconstruction, self.kl, self.negative_elbo]
         columns += [self.held_out] if self.held_out else []
         return list(zip(range(1, self.epochs + 1), *columns, strict=True))
 
@@ -73,21 +117,32 @@ class History:
             raise ValueError(f"path: {path} is not a history that fit saved ({error})") from error
 
 
+class Batch(NamedTuple):
+    """What one step takes.
+
+    Attributes:
+        x: images.
+        y: what the model is told about them, or None.
+        eps: the noise of z, one row or more for each image.
+        weight: of each image's loss, so that the step goes by the average over the batch.
+    """
+
+    x: Float[Tensor, "n channels height width"]
+    y: Tensor | None
+    eps: Float[Tensor, "samples n d"]
+    weight: float
+
+
 def fit(
     model: VAE,
     data: Images,
     *,
     epochs: int,
-    batch_size: int = 128,
-    lr: float = 1e-3,
-    seed: int = 0,
-    n_samples: int = 1,
-    objective: Objective | None = None,
-    resample: bool = False,
     held_out: Images | None = None,
     checkpoint: Path | str | None = None,
     resume: bool = False,
     on_epoch: Callable[[History], None] | None = None,
+    **settings: Any,
 ) -> History:
     """Train a model by maximizing the ELBO, or another objective, with Adam.
 
@@ -100,152 +155,138 @@ def fit(
         model: the model, on the device where it is to be trained.
         data: the training images, on the same device.
         epochs: how many passes over the data, those of a resumed run included.
-        batch_size: images in a step, over all processes.
-        lr: Adam's step size.
-        seed: of the order of the images and of all noise.
-        n_samples: draws of z for each image and step; one is enough (chapter 7).
-        objective: what to minimize; None takes the negative ELBO (others: chapter 10).
-        resample: make the images binary, afresh in each step, instead of using the gray levels.
         held_out: images on which to measure the bound after each epoch.
         checkpoint: a file to write after each epoch.
         resume: go on from ``checkpoint`` if it exists, else start; the weights end up as if the
             run had never stopped.
         on_epoch: called after each epoch, in the main process.
+        settings: ``lr=1e-3``, ``batch_size=128`` and the others of `Settings`; None is the default.
 
     Raises:
         ValueError: a number is out of range, the data are on another device than the model or do
             not fit it, a checkpoint to resume was made with other settings, or the loss has become
             infinite or not a number.
     """
-    positive = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "n_samples": n_samples}
-    _check(model, data, held_out, seed, positive)
-    objective = objective or Objective()
-    if objective.penalty == "naive" and getattr(model, "prior_network", None) is not None:
-        raise ValueError(
-            "objective: expected the penalty 'kl' for a model that learns its prior, which the "
-            "naive penalty leaves untrained"
-        )
-    if resume and checkpoint is None:
-        raise ValueError("resume: expected a checkpoint to go on from, got none")
-    lr = float(lr)  # a number of numpy's would spoil the checkpoint
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    chosen = Settings(**{name: each for name, each in settings.items() if each is not None})
+    epochs = whole_number("epochs", epochs)
+    check_fit(model, data, chosen, held_out)
+    optimizer = torch.optim.Adam(model.parameters(), lr=chosen.lr, fused=True)
     history = History(device=describe(data.images.device))
-    settings = {
-        "batch_size": batch_size,
-        "lr": lr,
-        "seed": seed,
-        "n_samples": n_samples,
-        "objective": asdict(objective),
-        "resample": resample,
+    shared = {
+        **asdict(chosen),
         "source": data.source,
         "images": len(data),
         "held_out": None if held_out is None else len(held_out),
     }
+    if resume and checkpoint is None:
+        raise ValueError("resume: expected a checkpoint to go on from, got none")
     if checkpoint:
         architecture(model)  # what cannot be saved is refused now, not after the first epoch
     if checkpoint and resume and Path(checkpoint).exists():
-        history = History(**read_checkpoint(checkpoint).restore(model, optimizer, settings))
+        history = History(**read_checkpoint(checkpoint).restore(model, optimizer, shared))
     replica = DistributedDataParallel(model) if parallel.world_size() > 1 else model
     for epoch in range(history.epochs, epochs):
         start = time.perf_counter()
-        reconstruction, kl = _train_epoch(
-            model,
-            replica,
-            data,
-            optimizer,
-            batch_size,
-            seeded(seed, epoch),
-            n_samples,
-            resample,
-            objective,
-            epoch,
-        )
+        found = train_epoch(replica, batches(model, data, chosen, epoch), optimizer, chosen, epoch)
+        reconstruction, kl, loss = (parallel.summed(found) / len(data)).tolist()
         if not math.isfinite(reconstruction + kl):
             raise ValueError(
                 f"lr: the loss of epoch {epoch + 1} is {reconstruction + kl}; start again with "
-                f"smaller steps than {lr:g}"
+                f"smaller steps than {chosen.lr:g}"
             )
         history.seconds.append(time.perf_counter() - start)
         history.reconstruction.append(reconstruction)
         history.kl.append(kl)
+        history.loss.append(loss)
         if held_out is not None:
-            history.held_out.append(test_bound(model, held_out, seed=seed).value)
+            bound = average_elbo(model, held_out, seed=chosen.seed)
+            history.held_out.append(bound.negative_elbo)
         if parallel.is_main():
             # The checkpoint comes last: with it the epoch is over, and a run that stops before
             # does the whole of it again.
             if on_epoch:
                 on_epoch(history)
             if checkpoint:
-                write_checkpoint(checkpoint, model, optimizer, asdict(history), settings)
+                write_checkpoint(checkpoint, model, optimizer, asdict(history), shared)
     return history
 
 
-def _train_epoch(
-    model: VAE,
-    replica: nn.Module,
-    data: Images,
+def train_epoch(
+    model: nn.Module,
+    batches: Iterator[Batch],
     optimizer: torch.optim.Optimizer,
-    batch_size: int,
-    generator: torch.Generator,
-    n_samples: int,
-    resample: bool,
-    objective: Objective,
+    settings: Settings,
     epoch: int,
-) -> tuple[float, float]:
-    """One pass over the data; returns the average reconstruction term and KL, in nats."""
-    device = data.images.device
+) -> Float[Tensor, "3"]:
+    """One pass over the data; the sums of the reconstruction terms, the KLs and the losses.
+
+    This is the loop of chapter 8.
+    """
+    totals = torch.zeros(3)
+    with trusted(), torch.enable_grad():  # check_fit has looked at all of the data
+        for x, y, eps, weight in batches:
+            made = model(x, eps, y)
+            terms = elbo_terms(x, made)
+            loss = settings.objective(terms, made.q_z, epoch).sum()
+            optimizer.zero_grad()
+            (loss * weight).backward()
+            optimizer.step()
+            torch.clear_autocast_cache()  # inside autocast, of weights as they were before the step
+            sums = torch.stack([-terms.log_likelihood.sum(), terms.kl.sum(), loss]).detach()
+            totals = totals.to(sums.device) + sums
+    return totals
+
+
+def batches(model: VAE, data: Images, settings: Settings, epoch: int) -> Iterator[Batch]:
+    """The batches of an epoch, in random order; of each, the share of this process."""
+    generator, device = seeded(settings.seed, epoch), data.images.device
     order = torch.randperm(len(data), generator=generator).to(device)
-    eps = standard_normal((n_samples, len(data), model.latent), generator, device)
+    eps = standard_normal((settings.n_samples, len(data), model.latent), generator, device)
+    told, size = model.told(data), settings.batch_size
     # Each process takes every world_size-th image of a batch. DistributedDataParallel averages the
-    # gradients over processes, so the sum over its share is scaled by their number.
+    # gradients over processes, so each image's loss is weighted by their number.
     world = parallel.world_size()
     share = slice(parallel.rank(), None, world)
-    totals = torch.zeros(2, device=device)
-    for batch, noise in zip(order.split(batch_size), eps.split(batch_size, dim=1), strict=True):
-        x = data.images[batch]
-        x = (binarize(x, generator) if resample else x)[share]
-        y = data.labels[batch][share] if model.conditional else None
-        params, mu, log_var, *prior = replica(x, noise[:, share], *condition(model, y))
-        terms = elbo_terms(model.likelihood, x, params, mu, log_var, *prior)
-        loss = objective(terms, mu, log_var, epoch).sum() * world / len(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        totals += torch.stack([-terms.log_likelihood.sum(), terms.kl.sum()]).detach()
-    reconstruction, kl = (parallel.summed(totals) / len(data)).tolist()
-    return reconstruction, kl
+    for rows, noise in zip(order.split(size), eps.split(size, dim=1), strict=True):
+        x = data.images[rows]
+        x = (binarize(x, generator) if settings.resample else x)[share]
+        y = None if told is None else told[rows[share]]
+        yield Batch(x, y, noise[:, share], world / len(rows))
 
 
-def _check(
-    model: VAE,
-    data: Images,
-    held_out: Images | None,
-    seed: int,
-    positive: dict[str, int | float],
-) -> None:
-    for name, value in positive.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}: expected a positive number, got {value}")
+def check_fit(model: VAE, data: Images, settings: Settings, held_out: Images | None) -> None:
+    """Raise ValueError unless model and data fit each other; looks at all images once."""
     if len(data) == 0:
         raise ValueError("data: expected at least one image, got none")
     where: Tensor = next(model.parameters())
     for name, images in {"data": data, "held_out": held_out}.items():
-        if images is not None and images.images.device != where.device:
+        if images is None:
+            continue
+        if images.images.device != where.device:
             raise ValueError(
                 f"{name}: the images are on {images.images.device}, the model is on "
                 f"{where.device}; move one of them, for example with "
                 "model.to(data.images.device)"
             )
-        if images is not None and model.conditional:
-            n, labels = len(images), images.labels
-            if len(labels) != n or labels.device != where.device:
-                raise ValueError(
-                    f"{name}: expected {n} labels on {where.device}, got {len(labels)} on "
-                    f"{labels.device}"
-                )
-    seeded(seed)
-    if held_out is not None:  # what cannot be measured is refused now, not after an epoch
+        told = model.told(images)
+        if told is not None and (len(told) != len(images) or told.device != where.device):
+            raise ValueError(
+                f"{name}: expected {len(images)} labels on {where.device}, got {len(told)} on "
+                f"{told.device}"
+            )
+        support = Bernoulli(relaxed=True) if settings.resample and images is data else None
         try:
-            test_bound(model, held_out, seed=seed)
+            (support or model.likelihood).check_support(images.images)
+            p_z = model.prior(told)  # looks at every label
+            with torch.no_grad():
+                model.encode(images.images[:1], None if told is None else told[:1])
+            if images is held_out:
+                average_elbo(model, held_out[:2])
         except ValueError as error:
-            raise ValueError(f"held_out: {error}") from error
+            raise ValueError(f"{name}: {error}") from error
+        learned = p_z.log_prob(torch.zeros(model.latent, device=where.device)).requires_grad
+        if learned and settings.objective.penalty == "naive":
+            raise ValueError(
+                "objective: expected the penalty 'kl' for a model that learns its prior, which the "
+                "naive penalty leaves untrained"
+            )

@@ -9,10 +9,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MODULES = {path.stem: path for path in (ROOT / "vae_book").glob("*.py")}
 LAYERS = [
-    {"checks", "device", "display", "likelihoods", "parallel"},
-    {"figures", "monte_carlo", "reparameterization"},
+    {"checks", "deprecated", "device", "display", "parallel"},
+    {"figures", "likelihoods", "monte_carlo", "reparameterization"},
     {"divergences", "gradient_estimators"},
-    {"bayes", "data", "linear_gaussian", "models"},
+    {"distributions"},
+    {"bayes", "data", "linear_gaussian"},
+    {"models"},
     {"bounds"},
     {"checkpoints", "evaluation", "objectives"},
     {"training"},

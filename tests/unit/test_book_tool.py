@@ -11,7 +11,7 @@ from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).parents[2]
-FIGURE = """from vae_book import figures
+FIGURE = """from vae_book import display, figures
 import torch
 display.show(figures.image_grid(torch.zeros(3, 1, 28, 28)), f"Three of {1 + 1} images.")"""
 

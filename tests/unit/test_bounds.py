@@ -19,7 +19,6 @@ from torch.distributions import Normal, kl_divergence
 from vae_book import evaluation
 from vae_book.bounds import (
     Elbo,
-    condition,
     elbo,
     elbo_terms,
     importance_weighted_bound,
@@ -27,7 +26,7 @@ from vae_book.bounds import (
 )
 from vae_book.data import Images
 from vae_book.device import seeded
-from vae_book.evaluation import test_bound
+from vae_book.evaluation import average_elbo
 from vae_book.likelihoods import Bernoulli, Gaussian
 from vae_book.linear_gaussian import LinearGaussian
 from vae_book.models import CVAE, VAE, CompletionVAE
@@ -70,7 +69,7 @@ def log_joint(model, y=None):
         if model.learned_prior:
             means, log_vars = priors(model)
             mean, std = means[y].item(), math.exp(log_vars[y].item() / 2)
-    logits = model.decode(torch.from_numpy(GRID)[:, None], *given).numpy()
+    logits = model.decode(torch.from_numpy(GRID)[:, None], *given).params.numpy()
     log_likelihood = bernoulli.logpmf(EVERY_IMAGE.numpy()[:, None], 1 / (1 + np.exp(-logits)))
     return log_likelihood.sum(axis=(2, 3, 4)) + norm.logpdf(GRID, mean, std)
 
@@ -121,7 +120,7 @@ def test_agrees_with_a_plain_computation_for_given_noise(agree):
         scores = []
         for sample in eps[:, row].numpy():
             z = torch.from_numpy(mu[row] + np.sqrt(np.exp(log_var[row])) * sample)
-            p = torch.sigmoid(model.decode(z)).numpy()
+            p = torch.sigmoid(model.decode(z).params).numpy()
             scores.append(np.log(np.where(x == 1, p, 1 - p)).sum())
         kl = -0.5 * np.sum(1 + log_var[row] - mu[row] ** 2 - np.exp(log_var[row]))
         agree(terms.log_likelihood[row], np.mean(scores))
@@ -175,7 +174,7 @@ def test_there_is_one_number_for_each_image(samples):
 
 def test_terms_are_those_of_what_the_model_puts_out():
     model, eps = small(), noise(3, 16, 1)
-    terms = elbo_terms(model.likelihood, EVERY_IMAGE, *model(EVERY_IMAGE, eps))
+    terms = elbo_terms(EVERY_IMAGE, model(EVERY_IMAGE, eps))
     assert torch.equal(terms.value, elbo(model, EVERY_IMAGE, eps).value)
 
 
@@ -204,7 +203,9 @@ def test_gradients_agree_with_finite_differences():
 @pytest.mark.usefixtures("shapes_unchecked")
 def test_what_cannot_be_computed_is_refused():
     model = small()
-    with pytest.raises(ValueError, match=r"^n_samples: expected 1 or more, got 0"):
+    with pytest.raises(
+        ValueError, match=r"^n_samples: expected a whole number of at least 1, got 0"
+    ):
         elbo(model, EVERY_IMAGE, n_samples=0)
     with pytest.raises(ValueError, match=r"^x: expected images of shape"):
         elbo(model, torch.zeros(3, 1, 4, 1))
@@ -256,7 +257,7 @@ def test_each_image_is_scored_given_its_own_label(agree, learned_prior):
         if learned_prior:
             means, log_vars = priors(model)
             p = Normal(means[y], log_vars[y].exp().sqrt())
-        logits = [model.decode(q.mean + q.stddev * sample, y) for sample in eps[:, row]]
+        logits = [model.decode(q.mean + q.stddev * sample, y).params for sample in eps[:, row]]
         scores = [torch.distributions.Bernoulli(logits=z).log_prob(x).sum() for z in logits]
         kl = kl_divergence(q, p).sum()
         agree(terms.log_likelihood[row], torch.stack(scores).mean())
@@ -383,7 +384,7 @@ def test_noise_for_a_model_of_labels_comes_from_the_generator(learned_prior):
     drawn = elbo(model, x, y=LABELS, n_samples=5, generator=seeded(2))
     assert torch.equal(drawn.log_likelihood, expected.log_likelihood)
     assert torch.equal(drawn.unit_kl, expected.unit_kl)
-    terms = elbo_terms(model.likelihood, x, *model(x, eps, LABELS))
+    terms = elbo_terms(x, model(x, eps, LABELS))
     assert torch.equal(terms.value, expected.value)
 
 
@@ -401,12 +402,9 @@ def test_there_is_one_number_for_each_image_and_label(samples, n):
 @pytest.mark.parametrize("learned_prior", [False, True])
 def test_labels_go_to_models_that_are_conditioned_on_them(learned_prior):
     plain, conditional = small(), given(learned_prior=learned_prior)
-    assert condition(plain, None) == ()
-    (passed,) = condition(conditional, LABELS)
-    assert passed is LABELS
     with pytest.raises(ValueError, match=r"^y: expected None, since a VAE takes no labels"):
         elbo(plain, EVERY_IMAGE, y=LABELS)
-    with pytest.raises(ValueError, match=r"^y: expected labels, since .* got None"):
+    with pytest.raises(ValueError, match=r"^y: expected labels .* got NoneType"):
         elbo(conditional, EVERY_IMAGE)
     wrong = [LABELS + 1, LABELS - 1, LABELS[:15], LABELS[None], LABELS.float(), LABELS > 0]
     for y in [*wrong, LABELS.tolist(), LABELS.numpy(), 1]:
@@ -421,14 +419,15 @@ def test_held_out_images_are_measured_given_their_labels(monkeypatch, learned_pr
     model = small(2, CVAE, image_shape=(1, 28, 28), learned_prior=learned_prior).float()
     x = torch.rand(10, 1, 28, 28, generator=seeded(3)).round()
     y = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3])
-    bound, draw = test_bound(model, Images(x, y, "noise", "test"), n_samples=2, seed=5), seeded(5)
+    bound = average_elbo(model, Images(x, y, "noise", "test"), n_samples=2, seed=5)
+    draw = seeded(5)
     values = [
         elbo(model, x[part], torch.randn(2, len(x[part]), 2, generator=draw), y=y[part]).value
         for part in (slice(0, 4), slice(4, 8), slice(8, 10))
     ]
-    assert bound.value == pytest.approx(-torch.cat(values).mean().item(), rel=1e-6)
-    assert bound.protocol.quantity == "negative ELBO given y, K=2"
-    shuffled = test_bound(model, Images(x, y.flip(0), "noise", "test"), n_samples=2, seed=5)
+    assert bound.value == pytest.approx(torch.cat(values).mean().item(), rel=1e-6)
+    assert bound.protocol.quantity == "ELBO given y, K=2"
+    shuffled = average_elbo(model, Images(x, y.flip(0), "noise", "test"), n_samples=2, seed=5)
     assert shuffled.value != bound.value
 
 
@@ -450,7 +449,7 @@ def test_each_image_is_scored_given_what_is_seen_of_it(agree):
     for row in range(6):
         (mu, log_var), (mean, log_variance) = model.encode(x[row], y[row]), model.prior(y[row])
         q, p = Normal(mu, log_var.exp().sqrt()), Normal(mean, log_variance.exp().sqrt())
-        logits = [model.decode(q.mean + q.stddev * sample, y[row]) for sample in eps[:, row]]
+        logits = [model.decode(q.mean + q.stddev * sample, y[row]).params for sample in eps[:, row]]
         scores = [torch.distributions.Bernoulli(logits=z).log_prob(x[row]).sum() for z in logits]
         agree(terms.log_likelihood[row], torch.stack(scores).mean())
         agree(terms.unit_kl[row], kl_divergence(q, p))
@@ -467,12 +466,12 @@ def test_every_weight_of_the_prior_of_what_is_seen_is_trained():
 @pytest.mark.usefixtures("shapes_unchecked")
 def test_what_is_seen_goes_to_models_that_are_told_it():
     model, x, y = cut()
-    with pytest.raises(ValueError, match=r"^y: expected .* got None"):
+    with pytest.raises(ValueError, match=r"^y: expected .* got NoneType"):
         elbo(model, x)
     for wrong in (y[:5], y[:, None], y.mT, y > 0, LABELS[:6], y.tolist()):
-        with pytest.raises(ValueError, match=r"^y: expected the part that is seen"):
+        with pytest.raises(ValueError, match=r"^y: expected "):
             elbo(model, x, y=wrong)
-        with pytest.raises(ValueError, match=r"^y: expected the part that is seen"):
+        with pytest.raises(ValueError, match=r"^y: expected "):
             log_weights(model, x, noise(3, 6, 2), y=wrong)
 
 
@@ -509,7 +508,7 @@ def test_a_weight_is_the_joint_density_over_that_of_the_draw(agree, kind):
             p = Normal(mean, log_variance.exp().sqrt())
         for k in range(5):
             z = mu + log_var.exp().sqrt() * eps[k, i]
-            pixels = torch.distributions.Bernoulli(logits=model.decode(z, *its))
+            pixels = torch.distributions.Bernoulli(logits=model.decode(z, *its).params)
             log_joint = pixels.log_prob(x[i]).sum() + p.log_prob(z).sum()
             agree(weights[k, i], log_joint - q.log_prob(z).sum())
 
@@ -564,9 +563,9 @@ def test_weights_need_images_noise_and_labels_that_fit():
         log_weights(plain, EVERY_IMAGE, noise(5, 4, 1))
     with pytest.raises(ValueError, match=r"^y: expected None, since a VAE takes no labels"):
         log_weights(plain, EVERY_IMAGE, eps, y=LABELS)
-    with pytest.raises(ValueError, match=r"^y: expected labels, since .* got None"):
+    with pytest.raises(ValueError, match=r"^y: expected labels .* got NoneType"):
         log_weights(conditional, EVERY_IMAGE, eps)
-    with pytest.raises(ValueError, match=r"^y: expected a label for each image"):
+    with pytest.raises(ValueError, match=r"^y: expected one for each image"):
         log_weights(conditional, EVERY_IMAGE, eps, y=LABELS[:15])
 
 
@@ -667,5 +666,4 @@ def test_the_weighted_bound_needs_a_draw():
         message = f"log_weights: expected shape (K, ...) with K >= 1, got {shape}"
         with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
             importance_weighted_bound(torch.zeros(shape))
-    with pytest.raises(ValueError, match=r"^log_weights: expected numbers, got NaN in 1 of 2"):
-        importance_weighted_bound(torch.tensor([0.0, math.nan]))
+    assert importance_weighted_bound(torch.tensor([0.0, math.nan])).isnan()

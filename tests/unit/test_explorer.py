@@ -115,7 +115,7 @@ def test_layers_are_the_decoder(kind):
     described = layers(model.decoder)
     for z in ((0.0, 0.0), (-2.0, 1.5)):
         with torch.no_grad():
-            expected = model.double().decode(torch.tensor(z).double()).numpy()
+            expected = model.double().decode(torch.tensor(z).double()).params.numpy()
         assert computed(described, np.array(z)) == pytest.approx(expected, abs=1e-12)
     assert json.loads(json.dumps(described)), "plain numbers and texts"
 
@@ -156,7 +156,7 @@ def test_the_script_gets_the_decoder_and_the_sigmoid_of_the_mean(model):
     _, told = content(explorer(model, some()))
     z = torch.tensor([0.4, -1.1])
     with torch.no_grad():
-        expected = model.likelihood.mean(model.decode(z)).numpy()
+        expected = model.likelihood.mean(model.decode(z).params).numpy()
     assert computed(told["layers"], z.numpy().astype(float)) == pytest.approx(expected, abs=1e-6)
 
 
@@ -171,7 +171,7 @@ def test_each_class_has_a_dot_at_every_posterior_mean(model):
     data = some()
     _, told = content(explorer(model, data))
     with torch.no_grad():
-        mu = model.encode(data.images)[0].numpy()
+        mu = model.encode(data.images).mu.numpy()
     assert [each["name"] for each in told["classes"]] == [str(k) for k in range(CLASSES)]
     for k, each in enumerate(told["classes"]):
         assert dots(each) == pytest.approx(mu[data.labels == k], abs=0.00501)
@@ -201,7 +201,7 @@ def test_fewer_images_still_are_of_all_classes(model):
     _, told = content(explorer(model, data, n=20))
     assert [len(dots(each)) for each in told["classes"]] == [2] * CLASSES
     with torch.no_grad():
-        ends = model.encode(data.images[[0, -1]])[0].numpy()
+        ends = model.encode(data.images[[0, -1]]).mu.numpy()
     assert dots(told["classes"][0])[0] == pytest.approx(ends[0], abs=0.00501)
     assert dots(told["classes"][-1])[-1] == pytest.approx(ends[1], abs=0.00501)
     _, told = content(explorer(model, data, n=61))
@@ -282,7 +282,7 @@ def test_the_picture_shows_the_dots_and_what_is_decoded_around_them(model):
     for row, column, z in ((0, 0, (-3, 3)), (6, 0, (-3, -3)), (3, 3, (0, 0)), (2, 5, (2, 1))):
         image = mosaic[28 * row : 28 * row + 28, 28 * column : 28 * column + 28]
         with torch.no_grad():
-            expected = model.likelihood.mean(model.decode(torch.tensor(z).float()))[0]
+            expected = model.likelihood.mean(model.decode(torch.tensor(z).float()).params)[0]
         assert np.asarray(image) == pytest.approx(expected.numpy(), abs=1e-6)
         middle = (low + cell * (column + 0.5), high - cell * (row + 0.5))
         assert middle == pytest.approx(z, abs=1e-6), "it stands where its z is"

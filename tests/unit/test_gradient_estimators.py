@@ -210,8 +210,6 @@ def test_estimators_refuse_what_does_not_fit(estimate):
         estimate(torch.sin, zero, zero, eps)
     with pytest.raises(ValueError, match=r"^f: expected .*\(5,\), got \(\)"):
         estimate(torch.sum, zero, zero, eps)
-    with pytest.raises(ValueError, match=r"^f\(z\): expected numbers, got NaN in 5 of 5"):
-        estimate(lambda z: z.sum(-1) * float("nan"), zero, zero, eps)
 
 
 @pytest.mark.usefixtures("shapes_unchecked")
@@ -302,8 +300,6 @@ def test_a_quadratic_is_made_of_vectors_of_one_length_and_takes_no_other():
     for a, c in [((3,), (2,)), ((2, 3), (2, 3)), ((), ())]:
         with pytest.raises(ValueError, match=r"^a and c: expected two vectors of one length"):
             Quadratic(torch.zeros(a), torch.zeros(c))
-    with pytest.raises(ValueError, match=r"^c: expected numbers, got NaN in 1 of 2"):
-        Quadratic(torch.zeros(2), torch.tensor([0.0, float("nan")]))
     f, three, one = Quadratic(torch.ones(3), torch.zeros(3)), torch.zeros(3), torch.zeros(1)
     with pytest.raises(ValueError, match=r"^z: expected shape \(\.\.\., 3\), got \(5, 1\)"):
         f(torch.zeros(5, 1))

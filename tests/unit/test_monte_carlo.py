@@ -130,8 +130,8 @@ def test_what_has_no_average_is_refused(function, name):
     for shape in [(), (0,), (1,), (1, 4)]:
         with refused(f"{name}: expected shape (n, ...) with n >= 2, got {shape}"):
             function(torch.zeros(shape))
-    with refused(f"{name}: expected numbers, got NaN in 1 of 3 entries"):
-        function(torch.tensor([0.0, math.nan, 1.0]))
+    found = function(torch.tensor([0.0, math.nan, 1.0]))
+    assert torch.as_tensor(found[0] if isinstance(found, tuple) else found).isnan()
 
 
 @pytest.mark.parametrize("function", [log_average, effective_sample_size])

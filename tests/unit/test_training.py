@@ -14,7 +14,7 @@ from torch.distributions import Normal, kl_divergence
 
 from vae_book.checkpoints import read_checkpoint
 from vae_book.data import Images, load_mnist, quadrants
-from vae_book.evaluation import test_bound
+from vae_book.evaluation import average_elbo
 from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, optimal_variance
 from vae_book.models import CVAE, VAE, CompletionVAE, ConvVAE
 from vae_book.objectives import Objective
@@ -78,9 +78,10 @@ class Spy(VAE):
         super().__init__(latent=3, hidden=6, **options)
         self.calls = []
 
-    def forward(self, x, eps):
-        out = super().forward(x, eps)
-        self.calls.append([t.detach().clone() for t in (x, eps, *out)])
+    def forward(self, x, eps, y=None):
+        out = super().forward(x, eps, y)
+        kept = (x, eps, out.p_x.params, *out.q_z)
+        self.calls.append([t.detach().clone() for t in kept])
         return out
 
 
@@ -222,7 +223,8 @@ def test_history_is_the_mean_over_images_of_what_each_step_saw(agree, n_samples,
         assert len(reconstruction) == N
         agree(history.reconstruction[epoch], reconstruction.mean())
         agree(history.kl[epoch], divergence.mean())
-    assert history.loss == [a + b for a, b in zip(history.reconstruction, history.kl, strict=True)]
+    terms = zip(history.reconstruction, history.kl, strict=True)
+    assert history.negative_elbo == [a + b for a, b in terms]
     assert history.epochs == 2
     assert len(history.seconds) == 2
     assert min(history.seconds) > 0
@@ -239,7 +241,7 @@ def test_the_shared_variance_is_trained_to_the_mean_squared_error(min_sigma):
     spy.requires_grad_(False).decoder[0].weight.zero_()
     likelihood.shared.requires_grad_()
     fit(spy, data, epochs=150, lr=0.05)
-    mean = likelihood.mean(spy.decode(torch.zeros(N, 3)))
+    mean = likelihood.mean(spy.decode(torch.zeros(N, 3)).params)
     variance = likelihood.log_var(mean).exp()
     assert variance.item() == pytest.approx(optimal_variance(data.images, mean).item(), rel=1e-4)
 
@@ -329,7 +331,9 @@ def test_the_default_objective_is_the_bound_to_the_bit(make):
 def test_held_out_images_are_measured_by_the_bound_whatever_is_minimized(objective):
     model, held_out = tiny(), gray(6, seed=1)
     history = fit(model, gray(), epochs=2, objective=objective, held_out=held_out, **SETTINGS)
-    assert history.held_out[-1] == test_bound(model, held_out, seed=SETTINGS["seed"]).value
+    assert (
+        history.held_out[-1] == average_elbo(model, held_out, seed=SETTINGS["seed"]).negative_elbo
+    )
 
 
 def test_the_divergence_falls_as_it_costs_more_and_grows_where_it_is_free():
@@ -338,7 +342,7 @@ def test_the_divergence_falls_as_it_costs_more_and_grows_where_it_is_free():
         Objective(free_nats=0.4)
     ]:
         fit(model := tiny(), data := gray(), epochs=60, lr=0.01, objective=objective)
-        found.append(test_bound(model, data).kl)
+        found.append(average_elbo(model, data).kl)
     without, light, heavy, free = found
     assert without > 3 * light > 9 * heavy
     assert free > 0.8 * 3 * 0.4 > 2 * heavy
@@ -368,11 +372,9 @@ def test_no_objective_is_the_same_run_as_the_default_one(tmp_path):
 
 
 def test_a_convolutional_network_learns(bundled):
-    train, test = (
-        replace(data, images=data.images[::15], labels=data.labels[::15]) for data in bundled
-    )
+    train, test = (data[::15] for data in bundled)
     model = convolutional(latent=4, hidden=16)
-    untrained = test_bound(model, test).value
+    untrained = average_elbo(model, test).negative_elbo
     history = fit(model, train, epochs=3, batch_size=20, lr=2e-3, held_out=test)
     assert history.held_out == sorted(history.held_out, reverse=True)
     assert history.held_out[-1] < 0.5 * untrained
@@ -412,12 +414,12 @@ def test_a_model_that_completes_makes_what_fits_to_what_it_sees():
     data = quadrants(Images(images, bright.long(), "corners", "train"))
     model = completing(hidden=16)
     history = fit(model, data, epochs=50, batch_size=20, lr=0.01, held_out=data)
-    made = model.sample(60, torch.Generator().manual_seed(1), y=data.labels).mean((2, 3))
+    made = model.sample(60, torch.Generator().manual_seed(1), y=data.told).mean((2, 3))
     expected = torch.where(bright[:, None], torch.tensor([1, 0, 0]), torch.tensor([0, 0, 1]))
     assert torch.equal((made > 0.5).long(), expected)
     # Parts that are not theirs make images worse, by much.
-    wrong = replace(data, labels=data.labels.roll(1, 0))
-    assert test_bound(model, wrong).value > 1.3 * history.held_out[-1]
+    wrong = replace(data, told=data.told.roll(1, 0))
+    assert average_elbo(model, wrong).negative_elbo > 1.3 * history.held_out[-1]
 
 
 # The order of the images and the noise ------------------------------------------------------------
@@ -556,8 +558,8 @@ def test_a_model_trained_on_labels_makes_images_of_the_label_that_it_is_given(le
         assert thirds.sum() - thirds[label] < 0.4
     # Labels that are not theirs make images worse, by much.
     wrong = replace(data, labels=(labels + 1) % 3)
-    assert test_bound(model, wrong).value > 1.5 * history.held_out[-1]
-    assert history.held_out[-1] == test_bound(model, data).value
+    assert average_elbo(model, wrong).negative_elbo > 1.5 * history.held_out[-1]
+    assert history.held_out[-1] == average_elbo(model, data).negative_elbo
 
 
 def test_resume_refuses_another_model_of_labels(tmp_path):
@@ -588,7 +590,7 @@ LABELS = gray().labels
         (LABELS[1:], "{name}: expected 10 labels on cpu, got 9 on cpu"),
         (torch.cat([LABELS, LABELS]), "{name}: expected 10 labels on cpu, got 20 on cpu"),
         (LABELS.to("meta"), "{name}: expected 10 labels on cpu, got 10 on meta"),
-        (LABELS[:, None], r"y: expected a label for each image, shape \(\d+,\), got \(\d+, 1\)"),
+        (LABELS[:, None], r"y: expected one for each image, shape \(\d+,\), got \(\d+, 1\)"),
     ],
 )
 def test_labels_that_do_not_fit_are_told_before_anything_is_trained(
@@ -597,7 +599,7 @@ def test_labels_that_do_not_fit_are_told_before_anything_is_trained(
     model = conditional(learned_prior=learned_prior)
     before = [p.clone() for p in model.parameters()]
     wrong = {"data": gray(), name: replace(gray(), labels=labels)}
-    prefix = "held_out: " if name == "held_out" and message.startswith("y") else ""
+    prefix = f"{name}: " if message.startswith("y") else ""
     with pytest.raises(ValueError, match=f"^{prefix}{message.replace('{name}', name)}"):
         fit(model, epochs=1, **wrong, **SETTINGS)
     assert all(map(torch.equal, before, model.parameters()))
@@ -677,7 +679,7 @@ def test_on_epoch_and_held_out_come_after_the_updates_of_the_epoch():
     model, held_out, seen = tiny(), gray(6, seed=1), []
 
     def on_epoch(history):
-        now = test_bound(model, held_out, seed=SETTINGS["seed"]).value
+        now = average_elbo(model, held_out, seed=SETTINGS["seed"]).negative_elbo
         seen.append((history.epochs, history.held_out[-1], now))
 
     history = fit(model, gray(), epochs=3, held_out=held_out, on_epoch=on_epoch, **SETTINGS)
@@ -690,7 +692,7 @@ def test_learning_beats_the_mean_image(bundled):
     """Below an untrained model, and below each pixel's training mean as an independent coin."""
     train, test = bundled
     model = tiny(latent=10, hidden=100)
-    untrained = test_bound(model, test).value
+    untrained = average_elbo(model, test).negative_elbo
     history = fit(model, train, epochs=6, batch_size=100, held_out=test)
 
     p = ((train.images.double().sum(0) + 0.5) / (len(train) + 1)).expand(len(test), 1, 28, 28)
@@ -797,11 +799,6 @@ def test_a_checkpoint_is_ignored_unless_resume_asks_for_it(tmp_path):
         ({"model": tiny(latent=2)}, "latent was 3 and is now 2"),
         ({"model": tiny(hidden=7)}, "hidden was 6 and is now 7"),
         (
-            {"model": tiny(likelihood=Bernoulli())},
-            "likelihood was {'kind': 'Bernoulli', 'relaxed': True} and is now "
-            "{'kind': 'Bernoulli', 'relaxed': False}",
-        ),
-        (
             {"model": tiny(likelihood=ContinuousBernoulli())},
             "and is now {'kind': 'ContinuousBernoulli'}",
         ),
@@ -846,17 +843,17 @@ def test_a_number_of_numpy_does_not_spoil_the_checkpoint(tmp_path):
         ({"lr": 0.0}, "lr: .*got 0"),
         ({"lr": math.nan}, "lr: .*got nan"),
         ({"lr": math.inf}, "lr: .*got inf"),
-        ({"n_samples": 0}, "n_samples: expected a positive number, got 0"),
+        ({"n_samples": 0}, "n_samples: expected a whole number of at least 1, got 0"),
         ({"seed": -1}, "seed: .*-1"),
         ({"data": gray(0)}, "data: .*none"),
         ({"data": replace(gray(), images=gray().images.to("meta"))}, "data: .*meta.*cpu"),
-        ({"data": replace(gray(), images=gray().images * 255)}, "x: .*255"),
-        ({"data": replace(gray(), images=gray().images * math.nan)}, "x: .*nan"),
+        ({"data": replace(gray(), images=gray().images * 255)}, "data: x: .*255"),
+        ({"data": replace(gray(), images=gray().images * math.nan)}, "data: x: .*nan"),
         ({"held_out": gray(1)}, "held_out: .*got 1"),
         ({"held_out": replace(gray(), images=gray().images.to("meta"))}, "held_out: .*meta"),
         ({"held_out": replace(gray(), images=gray().images * 255)}, "held_out: x: .*255"),
-        ({"model": tiny(image_shape=(1, 14, 14))}, r"x: .*\(\.\.\., 1, 14, 14\)"),
-        ({"model": tiny(likelihood=Bernoulli())}, "x: .*binarize"),
+        ({"model": tiny(image_shape=(1, 14, 14))}, r"data: x: .*\(\.\.\., 1, 14, 14\)"),
+        ({"model": tiny(likelihood=Bernoulli())}, "data: x: .*binarize"),
         ({"resume": True}, "resume: .*checkpoint"),
     ],
 )
