@@ -37,6 +37,8 @@ def as_floats(*values: object) -> tuple[Tensor, ...]:
     Whole numbers take the type of the others: cast the other way, 0.5 would become 0. Half
     precision becomes single: a log-probability sums hundreds of terms.
     """
+    if {getattr(value, "dtype", None) for value in values} == {torch.float32}:
+        return values  # type: ignore[return-value]  # as in a training step
     device = next((value.device for value in values if isinstance(value, Tensor)), None)
     tensors = [torch.as_tensor(value, device=device) for value in values]
     # A plain number has a type of its own only where there is nothing else.

@@ -57,5 +57,6 @@ class Objective:
         if self.penalty == "naive":
             penalty = naive_regularizer(q_z.mu, q_z.log_var)
         else:
-            penalty = terms.unit_kl.clamp(min=self.free_nats).sum(-1)
+            unit_kl = terms.unit_kl
+            penalty = (unit_kl.clamp(min=self.free_nats) if self.free_nats else unit_kl).sum(-1)
         return self.weight(epoch) * penalty - terms.log_likelihood

@@ -123,13 +123,13 @@ class Batch(NamedTuple):
     Attributes:
         x: images.
         y: what the model is told about them, or None.
-        eps: the noise of z, one row or more for each image.
+        eps: the noise of z, a row for each image; with an axis for samples first if there are more.
         weight: of each image's loss, so that the step goes by the average over the batch.
     """
 
     x: Float[Tensor, "n channels height width"]
     y: Tensor | None
-    eps: Float[Tensor, "samples n d"]
+    eps: Float[Tensor, "*samples n d"]
     weight: float
 
 
@@ -251,7 +251,8 @@ def batches(model: VAE, data: Images, settings: Settings, epoch: int) -> Iterato
         x = data.images[rows]
         x = (binarize(x, generator) if settings.resample else x)[share]
         y = None if told is None else told[rows[share]]
-        yield Batch(x, y, noise[:, share], world / len(rows))
+        noise = noise[0, share] if settings.n_samples == 1 else noise[:, share]
+        yield Batch(x, y, noise, world / len(rows))
 
 
 def check_fit(model: VAE, data: Images, settings: Settings, held_out: Images | None) -> None:
