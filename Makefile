@@ -49,9 +49,11 @@ lab: $(STAMP) ## Open the chapters in JupyterLab
 
 execute: $(STAMP) ## Run the chapters in place; refresh outputs, captions and alt texts
 	@$(BIN)/python tools/book.py execute
+	@$(BIN)/python tools/full.py --page
 
 index: $(STAMP) ## Write the index of equations from chapters, docstrings and tests
 	@$(BIN)/python tools/equations.py
+	@$(BIN)/python tools/full.py --page
 
 benchmark: $(STAMP) ## Measure training speed beside the classic script
 	@$(BIN)/python benchmarks/throughput.py
