@@ -59,7 +59,7 @@ def named(root: Path) -> dict[str, list[str]]:
     """For each label in a docstring of the package: the functions or classes, module.name."""
     found = defaultdict(list)
     for path in sorted((root / "vae_book").glob("*.py")):
-        for name, node in _definitions(ast.parse(path.read_text())):
+        for name, node in definitions(ast.parse(path.read_text())):
             for label in dict.fromkeys(NAMED.findall(ast.get_docstring(node) or "")):
                 found[label].append(f"{path.stem}.{name}")
     return dict(found)
@@ -80,7 +80,7 @@ def claimed(root: Path) -> dict[str, list[Claim]]:
 def marked(root: Path) -> Iterator[tuple[str, ast.FunctionDef, list[ast.Call]]]:
     """Each test that claims an equation: its name, its definition and its marks."""
     for path in sorted((root / "tests").rglob("test_*.py")):
-        for name, node in _definitions(ast.parse(path.read_text())):
+        for name, node in definitions(ast.parse(path.read_text())):
             calls = [each for each in node.decorator_list if isinstance(each, ast.Call)]
             if marks := [call for call in calls if ast.unparse(call.func) == MARK]:
                 yield f"{path.relative_to(root).as_posix()}::{name}", node, marks
@@ -123,14 +123,14 @@ def _item(claim: Claim) -> str:
     return f"- {claim.route}, {closely}\\\n  *{sentence}* (`{Path(file).stem}`)"
 
 
-def _definitions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
+def definitions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
     """Functions and classes with their qualified names, in the order of the source."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield prefix + node.name, node
-            yield from _definitions(node, f"{prefix}{node.name}.")
+            yield from definitions(node, f"{prefix}{node.name}.")
         else:
-            yield from _definitions(node, prefix)
+            yield from definitions(node, prefix)
 
 
 def _short(number: float) -> str:

@@ -1,0 +1,122 @@
+"""What CONTRIBUTING says about new parts is enough: one class, and everything works with it."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from vae_book.bounds import log_weights
+from vae_book.checkpoints import read_checkpoint
+from vae_book.data import Images
+from vae_book.device import seeded
+from vae_book.distributions import DiagonalGaussian, Distribution
+from vae_book.evaluation import average_elbo, log_likelihood
+from vae_book.likelihoods import Likelihood
+from vae_book.models import VAE
+from vae_book.training import fit
+
+
+class Laplace(Likelihood):
+    """Each pixel is Laplace around the decoder's output."""
+
+    def __init__(self, scale: float = 0.2) -> None:
+        self.scale = scale
+
+    def pixel_log_prob(self, x, params):
+        """-|x - m| / b - log 2b."""
+        return -(x - params).abs() / self.scale - math.log(2 * self.scale)
+
+    def mean(self, params):
+        """The decoder's output."""
+        return params
+
+    def sample(self, params, generator=None):
+        """By the inverse of the distribution function."""
+        u = torch.rand(params.shape, generator=generator).to(params) - 0.5
+        return params - self.scale * u.sign() * torch.log1p(-2 * u.abs())
+
+
+class Mixture(Distribution):
+    """A mixture of Gaussians, equally likely: the logarithm of a mean over whole densities."""
+
+    batch = ()
+
+    def __init__(self, parts: DiagonalGaussian) -> None:
+        self.parts = parts
+
+    def sample(self, shape, generator=None):
+        """First which part, then a draw of it."""
+        which = torch.randint(len(self.parts.mu), shape, generator=generator)
+        return self.parts[which].sample(shape, generator)
+
+    def log_prob(self, z):
+        """The log-density at z."""
+        n = len(self.parts.mu)
+        return self.parts.log_prob(z.unsqueeze(-2)).logsumexp(-1) - math.log(n)
+
+
+class MixturePriorVAE(VAE):
+    """A VAE that learns its prior, a mixture."""
+
+    def __init__(self, latent=2, hidden=16, image_shape=(1, 4, 4), likelihood=None, parts=3):
+        super().__init__(latent, hidden, image_shape, likelihood)
+        self.parts = parts
+        self.mu = nn.Parameter(torch.randn(parts, latent))
+        self.log_var = nn.Parameter(torch.zeros(parts, latent))
+
+    def prior(self, y=None):
+        """The mixture."""
+        self.told_nothing(y)
+        return Mixture(DiagonalGaussian(self.mu, self.log_var))
+
+
+@pytest.fixture
+def corners():
+    """Images of a bright quarter each, in three places."""
+    labels = torch.arange(60) % 3
+    images = 0.2 * torch.rand(60, 1, 4, 4, generator=seeded(0))
+    for image, label in zip(images, labels.tolist(), strict=True):
+        top, left = [(0, 0), (0, 2), (2, 0)][label]
+        image[0, top : top + 2, left : left + 2] += 0.7
+    return Images(images, labels, "corners", "train")
+
+
+def test_a_likelihood_and_a_learned_prior_train_measure_draw_and_are_kept(tmp_path, corners):
+    torch.manual_seed(0)
+    model, before = MixturePriorVAE(likelihood=Laplace(0.1)), None
+    before = average_elbo(model, corners).value
+    path = tmp_path / "run.pt"
+    history = fit(model, corners, epochs=150, lr=0.01, held_out=corners, checkpoint=path)
+    bound = average_elbo(model, corners, n_samples=20)
+    assert bound.value > before + 5
+    assert history.held_out[-1] < history.held_out[0]
+    assert model.mu.grad.any()  # the prior was trained
+    estimate = log_likelihood(model, corners, n_samples=200)
+    by_prior = log_likelihood(model, corners, n_samples=50_000, from_prior=True)
+    assert estimate.value > bound.value
+    assert abs(estimate.value - by_prior.value) < 0.1
+    again = read_checkpoint(path).model("cpu")
+    assert type(again) is MixturePriorVAE
+    assert again.likelihood.scale == 0.1
+    assert torch.equal(again.sample(5, seeded(1)), model.sample(5, seeded(1)))
+    assert model.sample(5, seeded(1), pixels=True).shape == (5, 1, 4, 4)
+
+
+def test_a_prior_without_closed_form_gives_weights_that_average_to_the_same_bound(corners):
+    torch.manual_seed(0)
+    model, x = MixturePriorVAE(likelihood=Laplace()), corners.images[:5]
+    eps = torch.randn(4000, 5, 2, generator=seeded(2))
+    with torch.no_grad():
+        weights = log_weights(model, x, eps)
+        made = model(x, eps)
+        parts = torch.distributions.MixtureSameFamily(
+            torch.distributions.Categorical(torch.ones(3)),
+            torch.distributions.Independent(
+                torch.distributions.Normal(model.mu, (model.log_var / 2).exp()), 1
+            ),
+        )
+        q_z = torch.distributions.Normal(made.q_z.mu, made.q_z.sigma)
+        pixels = torch.distributions.Laplace(made.p_x.params, 0.2).log_prob(x).sum((-3, -2, -1))
+        expected = pixels + parts.log_prob(made.z) - q_z.log_prob(made.z).sum(-1)
+    torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-4)
