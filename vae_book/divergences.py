@@ -37,9 +37,10 @@ def discrete_kl(
 ) -> Float[Tensor, "..."]:
     """KL(q || p) of two distributions over k outcomes, in nats.
 
-    Equations ``eq-kl-discrete`` and ``eq-kl-nonnegative`` (chapter 2). Outcomes that q rules
-    out add nothing; the divergence is infinite if q allows an outcome that p rules out. On a grid,
-    take log density + log(step).
+    Equations ``eq-kl-discrete``, ``eq-kl-nonnegative`` and, for q the shares of the outcomes in a
+    data set and p a model, ``eq-maximum-likelihood`` (chapter 2). Outcomes that q rules out add
+    nothing; the divergence is infinite if q allows an outcome that p rules out. On a grid, take
+    log density + log(step).
 
     Args:
         log_q, log_p: logarithms of the probabilities, shape (..., k); minus infinity for zero.
