@@ -1,7 +1,9 @@
-"""Bayes' rule where it can be computed, to check what only estimates (chapters 1, 3 and 4).
+"""Bayes' rule where it can be computed, as a check on estimates (chapters 1, 3 and 4).
 
-`enumerate_posterior` is for a latent variable with finitely many values, or on a grid.
-`LinearGaussian` is the VAE with a linear decoder, in which everything has a closed form.
+`enumerate_posterior` is for a latent variable with finitely many values, or on a grid, and
+`quadrature_log_evidence` for one on the line. `naive_log_evidence` is the estimate from draws of
+the prior. For the VAE with a linear decoder, where all has a closed form, see
+`vae_book.linear_gaussian`.
 """
 
 import math

@@ -250,3 +250,21 @@ def _arrow(axis: Axes, start: tuple[int, int], end: tuple[int, int], margin: flo
     axis.annotate(
         "", head - step, tail + step, arrowprops={"arrowstyle": "-|>", "lw": 2, "color": GRAY}
     )
+
+
+def graphical_model() -> Figure:
+    """A latent variable z, drawn first, and an observation x, drawn given z and shaded."""
+    nodes = {
+        "z": (0, "white", "latent variable,\ndrawn from $p(z)$"),
+        "x": (1, "#D9D9D9", "observation,\ndrawn from $p(x\\,|\\,z)$"),
+    }
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(WIDTH, 1.7))
+        for name, (place, shade, text) in nodes.items():
+            circle = {"boxstyle": "circle,pad=0.5", "fc": shade, "ec": BLACK, "lw": 2}
+            axis.text(place, 0, f"${name}$", ha="center", va="center", fontsize=14, bbox=circle)
+            axis.text(place, -0.42, text, ha="center", va="top")
+        _arrow(axis, (0, 0), (1, 0), margin=0.16)
+        axis.set(xlim=(-0.5, 1.5), ylim=(-1, 0.4))
+        axis.axis("off")
+    return figure

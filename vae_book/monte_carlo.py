@@ -43,9 +43,12 @@ def log_average(log_weights: Float[Tensor, "n ..."]) -> Estimate:
 
     By Jensen's inequality, equation ``eq-jensen`` (chapter 4), it is at least the average of the
     logarithms. The weights themselves are too small for a float: e^-1000 is 0. So the largest is
-    taken out before, and put back after. The standard error is that of the average divided by the
-    average, which is that of the logarithm as long as it is well below 1; above, it only says that
-    the estimate cannot be trusted.
+    taken out before, and put back after.
+
+    The standard error is that of the average divided by the average, which is that of the logarithm
+    as long as it is well below 1. By equation ``eq-ess-error`` (chapter 1) it is about one over the
+    root of the effective sample size, and never above 1. Near 1, a single weight outweighs all
+    others: the estimate cannot be trusted, and may be off by any number of nats.
 
     Args:
         log_weights: logarithms of n independent weights, shape (n, ...), n at least 2.

@@ -142,3 +142,18 @@ def test_clouds_lie_over_the_circles_of_the_prior():
         assert (axis.get_title(), axis.get_xlabel()) == (name, "z1")
     assert figure.axes[0].get_ylabel() == "z2"
     plt.close(figure)
+
+
+def test_a_graphical_model_shades_what_is_observed_and_points_to_it():
+    figure = diagrams.graphical_model()
+    (axis,) = figure.axes
+    nodes = {text.get_text(): text for text in axis.texts if text.get_bbox_patch()}
+    assert set(nodes) == {"$z$", "$x$"}
+    shades = {name: node.get_bbox_patch().get_facecolor() for name, node in nodes.items()}
+    assert shades["$z$"] == (1, 1, 1, 1)
+    assert shades["$x$"] != shades["$z$"]
+    (arrow,) = [text for text in axis.texts if getattr(text, "arrow_patch", None)]
+    tail, head = arrow.xyann[0], arrow.xy[0]
+    z, x = nodes["$z$"].get_position()[0], nodes["$x$"].get_position()[0]
+    assert z < tail < head < x
+    plt.close(figure)

@@ -13,6 +13,7 @@ from scipy.special import rel_entr
 from scipy.stats import multivariate_normal, norm
 from torch.distributions import (
     Beta,
+    Categorical,
     Exponential,
     Gamma,
     Gumbel,
@@ -91,6 +92,17 @@ def test_the_discrete_divergence_is_taken_over_the_last_axis_and_broadcasts(agre
     q, p = double([[0.5, 0.5], [1.0, 0.0], [0.25, 0.75]]), double([0.5, 0.5])
     by_hand = double([0.0, math.log(2), math.log(2) - 0.25 * math.log(4) + 0.75 * math.log(0.75)])
     agree(discrete_kl(q.log(), p.log()), by_hand)
+
+
+@pytest.mark.equation(
+    "eq-maximum-likelihood", route="torch.distributions, datum by datum", rel=1e-12
+)
+def test_minus_the_average_log_likelihood_is_entropy_plus_divergence(agree):
+    data = torch.randint(4, (300,), generator=seeded(3)).square() % 5  # 0, 1 and 4, not evenly
+    shares = torch.bincount(data, minlength=5).double() / len(data)
+    model = Categorical(double([0.3, 0.4, 0.1, 0.05, 0.15]))
+    entropy = Categorical(shares).entropy()
+    agree(-model.log_prob(data).mean(), entropy + discrete_kl(shares.log(), model.probs.log()))
 
 
 @pytest.mark.equation("eq-kl-nonnegative", route="Pinsker's inequality", abs=1e-12)

@@ -121,6 +121,23 @@ def test_the_effective_sample_size_is_between_one_and_the_number_of_draws(log_we
     assert 1 - 1e-12 <= size <= len(log_weights) * (1 + 1e-12)
 
 
+@pytest.mark.equation("eq-ess-error", route="the effective sample size", rel=1e-9)
+@pytest.mark.parametrize("spread", [0.1, 1.0, 4.0, 20.0])
+def test_the_relative_error_follows_from_the_effective_sample_size(agree, spread):
+    log_weights = spread * torch.randn(40, 3, dtype=torch.float64, generator=seeded(0))
+    size = effective_sample_size(log_weights)
+    agree(log_average(log_weights).standard_error.square(), (40 / size - 1) / 39)
+
+
+@pytest.mark.equation("eq-ess-error", route="a single weight, the worst case", rel=1e-12)
+def test_no_estimate_reports_a_relative_error_above_one(agree):
+    alone = torch.full((50,), -math.inf, dtype=torch.float64)
+    alone[7] = -1234.5
+    agree(log_average(alone).standard_error, 1.0)
+    log_weights = 30 * torch.randn(50, 200, dtype=torch.float64, generator=seeded(1))
+    assert log_average(log_weights).standard_error.max() <= 1 + 1e-12
+
+
 @pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize(
     ("function", "name"),
