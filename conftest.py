@@ -1,5 +1,9 @@
 """What holds for unit tests and chapters alike."""
 
+# isort: off
+import processes  # first: it sets one thread for each process, before torch is imported
+
+# isort: on
 import os
 import runpy
 import tempfile
@@ -28,6 +32,32 @@ matplotlib.use("agg")
 compare_nearly()
 # Every type and shape that the package announces is checked when a test calls it.
 jaxtyping.install_import_hook("vae_book", "beartype.beartype")
+
+
+def pytest_xdist_auto_num_workers(config):
+    """As many processes as cores; on a GPU the chapters take turns."""
+    from vae_book.device import best_device
+
+    return processes.workers(best_device().type)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Chapters first, the longest before the others: no process then ends long after the rest."""
+    paths = {item.path for item in items}
+    seconds = {path: processes.seconds(path) for path in paths if path.suffix == ".ipynb"}
+    later = ["book", "site", "unit"]
+    items.sort(key=lambda item: (later.index(item.path.parent.name), -seconds.get(item.path, 0)))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What was not tested is said at the end, not only among the reasons of what was skipped."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if any("no browser" in str(each.longrepr) for each in skipped):
+        terminalreporter.write_line(
+            "No browser was found: the pages were not opened. Install chromium and run again.",
+            yellow=True,
+        )
 
 
 def pytest_addoption(parser):

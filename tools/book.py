@@ -7,6 +7,10 @@
 is in _build/book, the site in _build/html. A chapter whose inputs are as before is not run again.
 """
 
+# isort: off
+import stopping
+
+# isort: on
 import argparse
 import hashlib
 import os
@@ -18,12 +22,12 @@ from base64 import b64decode
 from pathlib import Path
 
 import nbformat
-from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
 from contents import chapters, prose, title
 from equations import write_index
+from processes import Kernels, seconds, workers
 from vae_book.data import data_directory
 from vae_book.device import best_device, describe
 
@@ -36,6 +40,7 @@ WORDS_A_MINUTE = 150  # technical prose with formulas
 
 
 def main() -> int:
+    stopping.imported()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=["execute", "build"])
     command = parser.parse_args().command
@@ -47,11 +52,12 @@ def main() -> int:
     try:
         return execute_in_place() if command == "execute" else build()
     except CellExecutionError as error:
-        print(f"failed\n{error}", file=sys.stderr)
+        print(f"a chapter failed\n{error}", file=sys.stderr)
     except ValueError as error:
         print(error, file=sys.stderr)
     except KeyboardInterrupt:
         print("\nstopped; chapters that have run are kept", file=sys.stderr)
+        return 130
     return 1
 
 
@@ -90,26 +96,34 @@ def run_chapters(top: Path, keep: Path | None = None) -> None:
         keep: where to keep chapters that have run, named for their inputs; one that is there
             already is not run again. None runs everything.
     """
-    device = describe(best_device())
-    paths = chapters(top)
-    print(f"running {len(paths)} chapter{'s' if len(paths) > 1 else ''} on {device}", flush=True)
-    for number, path in enumerate(paths, 1):
+    device, kernels = best_device(), Kernels()
+    name, paths = describe(device), chapters(top)
+    count = min(workers(device.type), len(paths))
+    beside = f", {count} at a time" if count > 1 else ""
+    print(f"running {len(paths)} chapter{'s' * (len(paths) > 1)} on {name}{beside}", flush=True)
+
+    def run(path: Path) -> str:
+        """Run one chapter, or take it from what is kept; says how it went."""
         notebook = nbformat.read(path, as_version=4)
-        print(f"[{number}/{len(paths)}] {title(notebook)}: ", end="", flush=True)
-        kept = keep / f"{path.stem}-{inputs_key(notebook, device)}.ipynb" if keep else None
+        kept = keep / f"{path.stem}-{inputs_key(notebook, name)}.ipynb" if keep else None
         if kept and kept.exists():
-            print("up to date", flush=True)
-            notebook = nbformat.read(kept, as_version=4)
+            notebook, took = nbformat.read(kept, as_version=4), "up to date"
         else:
             start = time.perf_counter()
-            execute(notebook, path.parent)
-            seconds = round(time.perf_counter() - start)
-            print(f"{seconds} s", flush=True)
-            notebook.metadata["vae_book"] = {"device": device, "seconds": seconds}
+            execute(notebook, path.parent, kernels)
+            elapsed = round(time.perf_counter() - start)
+            notebook.metadata["vae_book"] = {"device": name, "seconds": elapsed}
+            took = f"{elapsed} s"
             if kept:
                 keep_chapter(notebook, kept, outdated=f"{path.stem}-*.ipynb")
         nbformat.write(notebook, path)
         write_cover(notebook, path.parent / "images" / "cover.png")
+        return f"{title(notebook)}: {took}"
+
+    longest_first = sorted(paths, key=seconds, reverse=True)
+    done = kernels.side_by_side(run, longest_first, count)
+    for number, line in enumerate(done, 1):
+        print(f"[{number}/{len(paths)}] {line}", flush=True)
     write_chapter_table(top)
     write_index(top)
 
@@ -124,16 +138,9 @@ def keep_chapter(notebook: NotebookNode, path: Path, outdated: str) -> None:
     part.replace(path)
 
 
-def execute(notebook: NotebookNode, folder: Path) -> None:
+def execute(notebook: NotebookNode, folder: Path, kernels: Kernels) -> None:
     """Run a notebook from a fresh kernel; the sentence of each figure becomes its alt text."""
-    NotebookClient(
-        notebook,
-        timeout=None,
-        kernel_name="python3",
-        record_timing=False,
-        extra_arguments=["--log-level=ERROR"],  # a kernel warns that it talks without encryption
-        resources={"metadata": {"path": str(folder)}},
-    ).execute()
+    kernels.execute(notebook, folder)
     notebook.metadata = NotebookNode(
         kernelspec={"name": "python3", "display_name": "Python 3", "language": "python"},
         language_info={"name": "python", "pygments_lexer": "ipython3"},

@@ -9,6 +9,10 @@ book/results/full_mnist.json under the cell's source. A cell that has changed si
 page; `make index` does that. Chapters that are not named keep what was measured before.
 """
 
+# isort: off
+import stopping
+
+# isort: on
 import hashlib
 import json
 import os
@@ -21,6 +25,7 @@ import nbformat
 
 from book import execute
 from contents import chapters, title
+from processes import Kernels, workers
 from vae_book.data import DataError, load_mnist
 from vae_book.device import best_device, describe
 
@@ -47,20 +52,25 @@ def main() -> None:
         load_mnist("test")
     except DataError as error:
         raise SystemExit(str(error)) from error
-    for path in trained_chapters():
-        if sys.argv[1:] and path.name[:2] not in sys.argv[1:]:
-            continue
+    kernels, device = Kernels(), best_device()
+
+    def run(path: Path) -> str:
+        """Run one chapter and keep what it prints; says how long it took."""
         notebook, start = nbformat.read(path, as_version=4), time.perf_counter()
-        execute(notebook, path.parent)
-        seconds = round(time.perf_counter() - start)
-        print(f"{path.stem}: {seconds} s", flush=True)
-        run = {
-            "device": describe(best_device()),
-            "seconds": seconds,
+        execute(notebook, path.parent, kernels)
+        elapsed = round(time.perf_counter() - start)
+        found[path.stem] = {
+            "device": describe(device),
+            "seconds": elapsed,
             "cells": {name: texts for _, name, texts in trained(notebook)},
         }
-        found = json.dumps(measured() | {path.stem: run}, indent=1, ensure_ascii=False)
-        RESULTS.write_text(found + "\n")
+        return f"{path.stem}: {elapsed} s"
+
+    found, words = measured(), sys.argv[1:]
+    chosen = [path for path in trained_chapters() if not words or path.name[:2] in words]
+    for line in kernels.side_by_side(run, chosen, workers(device.type)):
+        print(line, flush=True)
+        RESULTS.write_text(json.dumps(found, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
     write_page()
 
 
@@ -128,4 +138,8 @@ def measured() -> dict[str, dict]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        stopping.imported()
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("\nstopped; chapters that have run are kept") from None

@@ -10,10 +10,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; what the user can put right ends in one line and exit code 2."""
     options = vars(_parser().parse_args(argv))
     command = options.pop("command")
-    # Imported here, so that --help need not wait for torch.
-    from vae_book import commands, parallel
-    from vae_book.data import DataError
-
+    try:
+        # Imported here, so that --help need not wait for torch.
+        from vae_book import commands, parallel
+        from vae_book.data import DataError
+    except KeyboardInterrupt:
+        print("vae_book: stopped", file=sys.stderr)
+        sys.exit(130)
     with parallel.process_group():
         try:
             getattr(commands, command)(**options)

@@ -1,16 +1,19 @@
 """The site as its readers get it: built once, from the committed notebooks, outside the tree."""
 
 import functools
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from filelock import FileLock
 from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).parents[2]
@@ -71,14 +74,21 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="session")
 def build(tmp_path_factory):
-    """A run of Jupyter Book that warns of all it can warn of, and where it put the site."""
-    folder = tmp_path_factory.mktemp("site")
-    start = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
-    options = ["-W", "-n", "--keep-going", "--quiet", "--path-output", str(folder)]
-    run = subprocess.run(
-        [sys.executable, "-c", start, "build", str(ROOT), *options], capture_output=True, text=True
-    )
-    return run, folder / "_build" / "html"
+    """A run of Jupyter Book that warns of all it can warn of, and where it put the site.
+
+    Processes that test side by side share one run: the first that asks for it.
+    """
+    top = tmp_path_factory.getbasetemp()
+    top = top.parent if "PYTEST_XDIST_WORKER" in os.environ else top
+    folder, result = top / "site", top / "site.json"
+    with FileLock(top / "site.lock"):
+        if not result.exists():
+            start = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
+            options = ["-W", "-n", "--keep-going", "--quiet", "--path-output", str(folder)]
+            command = [sys.executable, "-c", start, "build", str(ROOT), *options]
+            run = subprocess.run(command, capture_output=True, text=True)
+            result.write_text(json.dumps(vars(run) | {"args": None}))
+    return SimpleNamespace(**json.loads(result.read_text())), folder / "_build" / "html"
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,9 @@
 import ast
 from pathlib import Path
 
-import mutants
 import pytest
+
+import mutants
 
 ROOT = Path(__file__).parents[2]
 MODULES = {path.stem: path for path in (ROOT / "vae_book").glob("*.py")}

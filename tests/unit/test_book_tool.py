@@ -4,11 +4,12 @@ import base64
 import importlib.util
 from pathlib import Path
 
-import full
 import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+import full
 
 ROOT = Path(__file__).parents[2]
 FIGURE = """from vae_book import display, figures

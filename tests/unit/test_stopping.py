@@ -1,0 +1,72 @@
+"""Ctrl-C ends what runs with one line and exit code 130, and nothing goes on behind it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+ROOT = Path(__file__).parents[2]
+
+
+def interrupted(command, ready, first_on_path=""):
+    """Ctrl-C at a terminal, once ``ready()``: exit code and what was said on stderr."""
+    path = [str(first_on_path), str(ROOT), str(ROOT / "tools")]
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for _ in range(600):
+        if ready():
+            break
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    return process.returncode, said.strip()
+
+
+def test_chapters_stop_with_one_line_and_their_kernels_end(tmp_path):
+    started = tmp_path / "started"
+    cell = f"import os, time; open({str(started)!r}, 'w').write(str(os.getpid())); time.sleep(100)"
+    nbformat.write(new_notebook(cells=[new_code_cell(cell)]), tmp_path / "long.ipynb")
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import stopping, sys, nbformat\n"
+        "from pathlib import Path\n"
+        "from processes import Kernels\n"
+        "stopping.imported()\n"
+        "kernels, path = Kernels(), Path(sys.argv[1])\n"
+        "run = lambda p: kernels.execute(nbformat.read(p, as_version=4), p.parent)\n"
+        "try:\n"
+        "    list(kernels.side_by_side(run, [path, path], 2))\n"
+        "except KeyboardInterrupt:\n"
+        "    print('stopped', file=sys.stderr)\n"
+        "    sys.exit(130)\n"
+    )
+    ready = lambda: started.exists() and started.read_text()  # noqa: E731
+    code, said = interrupted([str(script), str(tmp_path / "long.ipynb")], ready)
+    assert (code, said) == (130, "stopped")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
+
+
+@pytest.mark.parametrize("command", [["tools/book.py", "build"], ["-m", "vae_book", "train"]])
+def test_a_program_that_still_imports_stops_with_one_line(command, tmp_path):
+    reached = tmp_path / "reached"
+    (tmp_path / "torch.py").write_text(
+        f"open({str(reached)!r}, 'w').close()\nimport time\ntime.sleep(30)\n"
+    )
+    code, said = interrupted(command, reached.exists, tmp_path)
+    assert code == 130
+    assert said.splitlines()[-1].endswith("stopped")
+    assert "Traceback" not in said

@@ -1,0 +1,80 @@
+"""Work in as many processes as there are cores, with one thread each.
+
+Two threads that share their cores with other work wait for each other: on a busy machine that takes
+several times as long. Import this before torch, which reads the number of threads once; processes
+that are started later inherit it.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+for _library in ("OMP", "MKL", "OPENBLAS", "VECLIB_MAXIMUM", "NUMEXPR"):
+    os.environ[f"{_library}_NUM_THREADS"] = "1"
+
+MINUTE = 60
+
+
+def workers(device_type: str) -> int:
+    """How many processes work at once: one a core, but on a GPU they take turns."""
+    if device_type != "cpu":
+        return 1
+    # Of the cores of a machine a process may be given a few.
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def seconds(path: Path) -> float:
+    """How long a chapter took when it was last run in place; a minute where nobody knows."""
+    return nbformat.read(path, as_version=4).metadata.get("vae_book", {}).get("seconds", MINUTE)
+
+
+class Kernels:
+    """Runs notebooks side by side, each in a kernel of its own.
+
+    The kernels are in sessions of their own: a Ctrl-C at the terminal reaches this process alone,
+    which then ends them.
+    """
+
+    def __init__(self) -> None:
+        self.clients: list[NotebookClient] = []
+
+    def execute(self, notebook: NotebookNode, folder: Path) -> None:
+        """Run one notebook from a fresh kernel."""
+        client = NotebookClient(
+            notebook,
+            timeout=None,
+            kernel_name="python3",
+            record_timing=False,
+            extra_arguments=["--log-level=ERROR"],  # a kernel warns that it talks unencrypted
+            resources={"metadata": {"path": str(folder)}},
+        )
+        self.clients.append(client)
+        asyncio.run(client.async_execute())
+
+    def side_by_side(
+        self, task: Callable[[Path], str], items: Sequence[Path], workers: int
+    ) -> Iterator[str]:
+        """The results of a task for each item, as they end; an error ends it all."""
+        pool = ThreadPoolExecutor(workers)
+        try:
+            for future in as_completed([pool.submit(task, item) for item in items]):
+                yield future.result()
+        except KeyboardInterrupt:
+            self.end()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def end(self) -> None:
+        """End the kernels that are still at work."""
+        for client in self.clients:
+            process = getattr(getattr(client.km, "provisioner", None), "process", None)
+            if process is not None and process.poll() is None:
+                process.kill()
