@@ -1,14 +1,17 @@
 """What holds for unit tests and chapters alike."""
 
 # isort: off
-import processes  # first: it sets one thread for each process, before torch is imported
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "tools"))
+import processes  # sets one thread for each process, before torch is imported
 
 # isort: on
 import os
 import runpy
 import tempfile
 from contextlib import ExitStack
-from pathlib import Path
 
 import jaxtyping
 import matplotlib
@@ -46,8 +49,8 @@ def pytest_collection_modifyitems(items):
     """Chapters first, the longest before the others: no process then ends long after the rest."""
     paths = {item.path for item in items}
     seconds = {path: processes.seconds(path) for path in paths if path.suffix == ".ipynb"}
-    later = ["book", "site", "unit"]
-    items.sort(key=lambda item: (later.index(item.path.parent.name), -seconds.get(item.path, 0)))
+    place = {"book": 0, "site": 1}
+    items.sort(key=lambda item: (place.get(item.path.parent.name, 2), -seconds.get(item.path, 0)))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -910,7 +910,7 @@ print((torch.full((4_000_000,), 1e-39) * 1.5).count_nonzero().item())
 if not torch.set_flush_denormal(True):
     print("unsupported")
 """
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
