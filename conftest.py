@@ -37,6 +37,7 @@ compare_nearly()
 jaxtyping.install_import_hook("vae_book", "beartype.beartype")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
     """As many processes as cores; on a GPU the chapters take turns."""
     from vae_book.device import best_device

@@ -79,7 +79,8 @@ def test_a_chapter_fails_for_what_a_reader_would_stumble_over(tmp_path):
         )
     nbformat.write(notebook, tmp_path / "chapter.ipynb")
     shutil.copy(ROOT / "conftest.py", tmp_path)
-    shutil.copytree(ROOT / "tests", tmp_path / "tests")
+    for folder in ("tests", "tools"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-rA", *NBVAL, "chapter.ipynb"],
         cwd=tmp_path,
