@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -266,5 +267,36 @@ def graphical_model() -> Figure:
             axis.text(place, -0.42, text, ha="center", va="top")
         _arrow(axis, (0, 0), (1, 0), margin=0.16)
         axis.set(xlim=(-0.5, 1.5), ylim=(-1, 0.4))
+        axis.axis("off")
+    return figure
+
+
+def encoder_and_decoder() -> Figure:
+    """The two conditional distributions of a VAE: one plate for all images, parameters outside."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(WIDTH, 3.1))
+        center: Any = {"ha": "center", "va": "center"}
+        circle = {"boxstyle": "circle,pad=0.5", "ec": BLACK, "lw": 2}
+        for name, left, shade in (("z", 0, "white"), ("x", 2, "#D9D9D9")):
+            bbox = circle | {"fc": shade}
+            axis.text(left, 0, f"${name}^{{(i)}}$", fontsize=13, bbox=bbox, **center)
+        axis.text(0, 1.3, "$\\phi$", fontsize=16, **center)
+        axis.text(2, -1.3, "$\\theta$", fontsize=16, **center)
+        arrows = [  # from, to, color, dashes, how far it bends
+            ((2, 0), (0, 0), BLUE, "--", 0.35),
+            ((0, 0), (2, 0), ORANGE, "-", 0.35),
+            ((0, 1.3), (0, 0), BLUE, "--", 0),
+            ((2, -1.3), (2, 0), ORANGE, "-", 0),
+        ]
+        for tail, head, color, dashes, bend in arrows:
+            style = {"arrowstyle": "-|>,head_width=0.3,head_length=0.6", "lw": 2, "color": color}
+            style |= {"ls": dashes, "connectionstyle": f"arc3,rad={bend}"}
+            style |= {"shrinkA": 22 if bend else 12, "shrinkB": 22}
+            axis.annotate("", head, tail, arrowprops=style)
+        axis.text(1, 0.27, "encoder $q_\\phi(z\\,|\\,x)$", color=BLUE, fontsize=13, **center)
+        axis.text(1, -0.27, "decoder $p_\\theta(x\\,|\\,z)$", color=ORANGE, fontsize=13, **center)
+        axis.add_patch(plt.Rectangle((-0.55, -0.85), 3.1, 1.7, fill=False, ec=GRAY, lw=1.5))
+        axis.text(-0.48, -0.78, "$i = 1, \\dots, n$", color=GRAY, ha="left", va="bottom")
+        axis.set(xlim=(-0.65, 2.65), ylim=(-1.45, 1.45))
         axis.axis("off")
     return figure

@@ -80,6 +80,8 @@ class LinearGaussian:
         """log p(x), where p(x) = N(b, W W^T + sigma^2 I).
 
         Equation ``eq-linear-gaussian-evidence`` (chapter 1); Tipping and Bishop (1999), section 3.
+        Its gradient in W, b or sigma is that of log p(x, z), averaged over the posterior,
+        ``eq-evidence-gradient`` (chapter 3).
         """
         x = self._observed(x)
         D = self.W.shape[0]
@@ -108,8 +110,8 @@ class LinearGaussian:
     ) -> Float[Tensor, "..."]:
         """The bound on log p(x) for q(z) = N(mu, diag exp(log_var)), without sampling.
 
-        Equations ``eq-elbo-kl`` and ``eq-linear-gaussian-elbo`` (chapter 3). Leading axes of x
-        and q broadcast.
+        Equations ``eq-elbo-kl``, ``eq-elbo-entropy`` and ``eq-linear-gaussian-elbo`` (chapter 3).
+        Leading axes of x and q broadcast.
 
         Raises:
             ValueError: the shapes do not fit the model or each other.
@@ -163,8 +165,8 @@ class LinearGaussian:
         """The mu and log_var that make `elbo` largest.
 
         Equation ``eq-mean-field`` (chapter 3); Bishop (2006), section 10.1.2. The mean is the
-        posterior's. The variance of each latent number is the posterior's for all others known,
-        which is smaller than the posterior's own if they are correlated.
+        posterior's. The variance of each latent dimension is the posterior's for all others known,
+        which is never larger than the posterior's own, and smaller if they are correlated.
         """
         mu = self.posterior(x).mu
         return mu, -self._precision().diagonal().log().expand_as(mu)

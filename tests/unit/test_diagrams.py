@@ -157,3 +157,26 @@ def test_a_graphical_model_shades_what_is_observed_and_points_to_it():
     z, x = nodes["$z$"].get_position()[0], nodes["$x$"].get_position()[0]
     assert z < tail < head < x
     plt.close(figure)
+
+
+def test_the_encoder_leads_from_x_to_z_and_the_decoder_back():
+    figure = diagrams.encoder_and_decoder()
+    (axis,) = figure.axes
+    places = {text.get_text(): text.get_position() for text in axis.texts}
+    arrows = [text for text in axis.texts if getattr(text, "arrow_patch", None)]
+    ends = {(arrow.xyann, arrow.xy): arrow.arrow_patch.get_linestyle() for arrow in arrows}
+    z, x = places["$z^{(i)}$"], places["$x^{(i)}$"]
+    assert ends == {
+        (x, z): "--",  # the encoder
+        (z, x): "-",  # the decoder
+        (places["$\\phi$"], z): "--",
+        (places["$\\theta$"], x): "-",
+    }
+    (plate,) = axis.patches
+    inside = plate.get_bbox()
+    assert [inside.contains(*place) for place in (z, x)] == [True, True]
+    assert not any(inside.contains(*places[name]) for name in ("$\\phi$", "$\\theta$"))
+    shades = {text.get_text(): text.get_bbox_patch() for text in axis.texts}
+    assert shades["$z^{(i)}$"].get_facecolor() == (1, 1, 1, 1)
+    assert shades["$x^{(i)}$"].get_facecolor() != (1, 1, 1, 1)
+    plt.close(figure)

@@ -575,3 +575,44 @@ def test_ppca_of_one_number_is_the_variance_left_over():
 def test_ppca_refuses_what_it_cannot_fit(x, latent, sigma, message):
     with pytest.raises(ValueError, match=message):
         ppca(x, latent, sigma)
+
+
+# The bound in other words
+
+
+def grid_of(mu, cov, n=6):
+    """Points and weights of Gauss-Hermite quadrature for N(mu, cov), exact up to degree 2n - 1."""
+    points, weights = np.polynomial.hermite_e.hermegauss(n)
+    z = double(list(itertools.product(points, repeat=len(mu))))
+    weights = [math.prod(w) for w in itertools.product(weights, repeat=len(mu))]
+    return mu + z @ torch.linalg.cholesky(cov).mT, double(weights) / sum(weights)
+
+
+@pytest.mark.equation("eq-elbo-entropy", route="quadrature and torch's entropy", abs=1e-10)
+@pytest.mark.parametrize(("D", "d"), SIZES)
+def test_the_bound_is_the_average_log_joint_plus_the_entropy(agree, D, d):
+    model, x, (mu, log_var) = linear(D, d), normals(D, seed=6), beliefs(d=d)
+    for cov, ours in (
+        (log_var.exp().diag(), model.elbo(x, mu, log_var)),
+        (covariance(d), model.elbo_full(x, mu, covariance(d))),
+    ):
+        z, weights = grid_of(mu, cov)
+        log_joints = double(log_joint(model, x, z.numpy()))
+        agree(ours, weights @ log_joints + MultivariateNormal(mu, cov).entropy())
+
+
+@pytest.mark.equation("eq-evidence-gradient", route="quadrature over the posterior", rel=1e-10)
+@pytest.mark.parametrize(("D", "d"), SIZES)
+def test_the_gradient_of_the_evidence_is_the_posteriors_average(agree, D, d):
+    model, x = linear(D, d), normals(D, seed=6)
+    z, weights = grid_of(*map(torch.from_numpy, conditioned(model, x)))
+    residuals = x - z @ model.W.T - model.b
+    by_b = residuals / model.sigma**2  # of log p(x, z), by hand
+    by_W = by_b[:, :, None] * z[:, None]
+    by_sigma = residuals.square().sum(-1) / model.sigma**3 - D / model.sigma
+
+    parameters = [p.clone().requires_grad_() for p in (model.W, model.b, model.sigma)]
+    log_evidence = LinearGaussian(*parameters).log_evidence(x)
+    gradients = torch.autograd.grad(log_evidence, parameters)
+    for ours, of_joint in zip(gradients, (by_W, by_b, by_sigma), strict=True):
+        agree(ours, torch.tensordot(weights, of_joint, 1))
