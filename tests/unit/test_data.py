@@ -475,11 +475,11 @@ def test_digits_are_cut_into_quarters_and_put_together_again(seen):
     data = load("test")
     cut = quadrants(data, seen)
     assert cut.images.shape == (500, 4 - seen, 14, 14)
-    assert cut.labels.shape == (500, seen, 14, 14)
-    assert torch.equal(whole(cut.labels, cut.images), data.images)
-    assert torch.equal(whole(cut.labels[7], cut.images[7]), data.images[7])
+    assert cut.told.shape == (500, seen, 14, 14)
+    assert torch.equal(whole(cut.told, cut.images), data.images)
+    assert torch.equal(whole(cut.told[7], cut.images[7]), data.images[7])
     several = torch.stack([cut.images, cut.images.flip(0)])  # two completions of each
-    found = whole(cut.labels.expand(2, *cut.labels.shape), several)
+    found = whole(cut.told.expand(2, *cut.told.shape), several)
     assert found.shape == (2, 500, 1, 28, 28)
     assert torch.equal(found[0], data.images)
     assert (len(cut), cut.source, cut.split) == (500, "bundled", "test")
@@ -493,18 +493,18 @@ def test_the_quarters_go_clockwise_from_the_bottom_left(seen):
     corners = [np.s_[:, 14:, :14], np.s_[:, :14, :14], np.s_[:, :14, 14:], np.s_[:, 14:, 14:]]
     in_order = np.stack([images[corner] for corner in corners], axis=1)
     cut = quadrants(data, seen)
-    assert np.array_equal(cut.labels, in_order[:, :seen])
+    assert np.array_equal(cut.told, in_order[:, :seen])
     assert np.array_equal(cut.images, in_order[:, seen:])
     default = quadrants(data)
-    assert np.array_equal(default.labels, in_order[:, :1])
+    assert np.array_equal(default.told, in_order[:, :1])
 
 
 def test_images_of_other_even_sizes_have_quarters():
     small = Images(torch.arange(48.0).reshape(2, 1, 4, 6), torch.zeros(2), "numbers", "train")
     cut = quadrants(small, 2)
     assert cut.images[0].tolist() == [[[3, 4, 5], [9, 10, 11]], [[15, 16, 17], [21, 22, 23]]]
-    assert cut.labels[0].tolist() == [[[12, 13, 14], [18, 19, 20]], [[0, 1, 2], [6, 7, 8]]]
-    assert torch.equal(whole(cut.labels, cut.images), small.images)
+    assert cut.told[0].tolist() == [[[12, 13, 14], [18, 19, 20]], [[0, 1, 2], [6, 7, 8]]]
+    assert torch.equal(whole(cut.told, cut.images), small.images)
 
 
 @pytest.mark.usefixtures("shapes_unchecked")
