@@ -147,6 +147,7 @@ MUTANTS = {
         "(x - mean).square().sum()",
     ),
     ("06", "nats called bits"): ("bits_per_dimension", "(dimensions * math.log(2))", "dimensions"),
+    ("06", "256 steps between 256 levels"): ("bits_per_dimension", "least=2) - 1", "least=2)"),
     ("06", "noise left in PCA's variances"): ("ppca", "(variances - sigma**2)", "variances"),
     ("06", "cross-entropy not divided by its integral"): (
         "ContinuousBernoulli.pixel_log_prob",

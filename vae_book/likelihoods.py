@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vae_book.checks import as_floats, is_trusted
+from vae_book.checks import as_floats, is_trusted, whole_number
 
 PIXEL_AXES = (-3, -2, -1)
 LOG_2PI = math.log(2 * math.pi)
@@ -289,7 +289,7 @@ def optimal_variance(x: Pixels, mean: Float[Tensor, "..."]) -> Float[Tensor, ""]
     return (x - mean).square().mean()
 
 
-def bits_per_dimension(nats: float, dimensions: int, levels: int = 1) -> float:
+def bits_per_dimension(nats: float, dimensions: int, levels: int | None = None) -> float:
     """Nats for one image as bits for one of its numbers.
 
     Equation ``eq-bits`` (chapter 6); Theis, van den Oord and Bethge (2016).
@@ -297,17 +297,17 @@ def bits_per_dimension(nats: float, dimensions: int, levels: int = 1) -> float:
     Args:
         nats: a negative log-likelihood, or a bound on it.
         dimensions: how many numbers an image has: channels * height * width.
-        levels: into how many steps [0, 1] is divided, for a density: 256 gives the bits of one
-            of 256 gray levels, approximately. 1 for probabilities, such as a Bernoulli's.
+        levels: for a density over [0, 1], how many gray levels there are, the lowest at 0 and the
+            highest at 1. 256 of them, k / 255, are 1 / 255 apart; the density times this step is
+            the probability of a level, approximately. None for probabilities, such as a
+            Bernoulli's.
 
     Raises:
-        ValueError: dimensions or levels is not positive.
+        ValueError: dimensions is not positive, or levels is below 2.
     """
-    if dimensions < 1 or levels < 1:
-        raise ValueError(
-            f"dimensions and levels: expected positive numbers, got {dimensions} and {levels}"
-        )
-    return nats / (dimensions * math.log(2)) + math.log2(levels)
+    whole_number("dimensions", dimensions)
+    steps = 1 if levels is None else whole_number("levels", levels, least=2) - 1
+    return nats / (dimensions * math.log(2)) + math.log2(steps)
 
 
 def _around_zero(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

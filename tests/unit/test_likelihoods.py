@@ -464,25 +464,41 @@ def test_the_optimal_variance_names_the_argument_that_does_not_fit():
 def test_bits_are_those_of_the_gray_level_in_which_a_pixel_falls(agree):
     levels, sigma = 4096, 0.3
     mean = torch.rand(2, 3, 4, dtype=torch.float64, generator=generator())
-    x = torch.randint(levels, (2, 3, 4), generator=generator()).double() / levels
+    x = torch.randint(levels, (2, 3, 4), generator=generator()).double() / (levels - 1)
     nats = -Gaussian(sigma).log_prob(x, mean).item()
-    edges = ((x - mean)[..., None] + torch.tensor([-0.5, 0.5]) / levels).numpy() / sigma
+    edges = ((x - mean)[..., None] + torch.tensor([-0.5, 0.5]) / (levels - 1)).numpy() / sigma
     probability = np.diff(norm.cdf(edges)).squeeze(-1)
     agree(bits_per_dimension(nats, 24, levels), -np.log2(probability).mean())
 
 
-def test_a_fair_coin_has_one_bit_and_a_uniform_byte_has_eight():
+def test_a_fair_coin_has_one_bit_and_a_uniform_density_the_logarithm_of_255():
     x, zero = torch.ones(3, 4, 5), torch.zeros(3, 4, 5)
     coin, uniform = (
         -likelihood.log_prob(x, zero).item() for likelihood in (Bernoulli(), ContinuousBernoulli())
     )
     assert bits_per_dimension(coin, 60) == pytest.approx(1)
-    assert bits_per_dimension(uniform, 60, levels=256) == pytest.approx(8)
+    # Between 256 levels there are 255 steps.
+    assert bits_per_dimension(uniform, 60, levels=256) == pytest.approx(math.log2(255))
     # For binary pixels in both numbers, an image is a draw of this many bits.
     assert bits_per_dimension(10 * math.log(2), 5) == pytest.approx(2)
 
 
-@pytest.mark.parametrize(("dimensions", "levels"), [(0, 1), (-3, 1), (1, 0), (1, -256)])
-def test_bits_need_dimensions_and_levels(dimensions, levels):
-    with pytest.raises(ValueError, match=f"^dimensions and levels: .*{dimensions} and {levels}"):
-        bits_per_dimension(1.0, dimensions, levels)
+def test_bits_do_not_depend_on_the_unit_in_which_gray_is_measured():
+    x, mean = torch.rand(2, 2, 3, 4, dtype=torch.float64, generator=generator())
+    of_unit = -Gaussian(0.3).log_prob(x, mean).item()
+    of_bytes = -Gaussian(0.3 * 255).log_prob(255 * x, 255 * mean).item()  # levels 1 apart
+    assert bits_per_dimension(of_unit, 24, levels=256) == pytest.approx(
+        bits_per_dimension(of_bytes, 24)
+    )
+
+
+@pytest.mark.parametrize("dimensions", [0, -3])
+def test_bits_need_dimensions(dimensions):
+    with pytest.raises(ValueError, match=r"^dimensions: expected a whole number of at least 1"):
+        bits_per_dimension(1.0, dimensions)
+
+
+@pytest.mark.parametrize("levels", [1, 0, -256])
+def test_bits_of_a_density_need_two_levels(levels):
+    with pytest.raises(ValueError, match=r"^levels: expected a whole number of at least 2"):
+        bits_per_dimension(1.0, 5, levels)
