@@ -21,7 +21,7 @@ import nbformat
 
 from book import execute
 from contents import chapters, title
-from vae_book.data import DataError, load_mnist
+from vae_book.data import DataError, load_images
 from vae_book.device import best_device, describe
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ def main() -> None:
         return
     os.environ["VAE_BOOK_DATASET"] = "full"
     try:
-        load_mnist("test")
+        load_images("test")
     except DataError as error:
         raise SystemExit(str(error)) from error
     for path in trained_chapters():
