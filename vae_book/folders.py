@@ -156,7 +156,7 @@ def _find(folder: Path) -> Found:
     Image.init()
     decoded = Image.OPEN.keys() - NO_PIXELS
     endings = {end for end, kind in Image.registered_extensions().items() if kind in decoded}
-    is_picture = {path: path.suffix.lower() in endings for path in everything}
+    is_picture = {path: path.suffix.lower() in endings and _is_file(path) for path in everything}
     notes = []
     if others := [path for path in everything if not is_picture[path]]:
         notes.append(f"left out, since Pillow reads no pictures there: {_listed(others, folder)}")
