@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ToTensor
 
-from vae_book.data import DataError, Images, load_mnist
+from vae_book.data import load_images
 from vae_book.device import best_device, describe
+from vae_book.images import DataError, Images
 from vae_book.models import VAE
 from vae_book.training import History, fit
 
@@ -80,10 +81,10 @@ def main() -> None:
     arguments = parser.parse_args()
     device = best_device()
     try:
-        data = load_mnist("train", arguments.source, device)
+        data = load_images("train", arguments.source, device, size=28, channels=1)
     except DataError as error:
         print(f"{error}\nUsing the bundled digits, repeated to 60,000 images.")
-        small = load_mnist("train", "bundled", device)
+        small = load_images("train", "bundled", device)
         repeat = torch.arange(60_000, device=device) % len(small)
         data = Images(small.images[repeat], small.labels[repeat], "bundled", "train")
 

@@ -26,8 +26,9 @@ import nbformat
 from book import execute
 from contents import chapters, title
 from processes import Kernels, workers
-from vae_book.data import DataError, load_mnist
+from vae_book.data import load_images
 from vae_book.device import best_device, describe
+from vae_book.images import DataError
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "book" / "results" / "full_mnist.json"
@@ -49,7 +50,7 @@ def main() -> None:
         return
     os.environ["VAE_BOOK_DATASET"] = "full"
     try:
-        load_mnist("test")
+        load_images("test")
     except DataError as error:
         raise SystemExit(str(error)) from error
     kernels, device = Kernels(), best_device()

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from vae_book.checkpoints import write_checkpoint
-from vae_book.data import DataError, Images, binarize, load_mnist, quadrants
+from vae_book.data import load_images
 from vae_book.device import best_device, describe, seeded
 from vae_book.evaluation import Bound, active_units, average_elbo, log_likelihood
+from vae_book.images import DataError, Images, binarize, quadrants
 from vae_book.models import VAE, CompletionVAE, ConvVAE
 from vae_book.training import History, fit
 
@@ -34,7 +35,7 @@ EPOCHS_OF_A_COMPLETION = 20  # in chapter 11
 
 def chapter_07() -> list[dict]:
     """The small VAE with 1, 5 and 25 draws of z in each step, for the same number of seconds."""
-    train, test = load_mnist("train", "bundled"), load_mnist("test", "bundled")
+    train, test = load_images("train", "bundled"), load_images("test", "bundled")
     return [in_seconds(train, test, draws) for draws in (1, 5, 25)]
 
 
@@ -74,16 +75,16 @@ def stop_in_time(history: History) -> None:
 
 def chapter_08() -> list[dict]:
     """The 784-400-20 VAE by data set and epochs; the bound is measured on MNIST's 10,000 digits."""
-    test = load_mnist("test", "full")
+    test = load_images("test", "full")
     return [
-        *mlp_bounds(load_mnist("train", "full"), test, (10, 15)),
-        *mlp_bounds(load_mnist("train", "bundled"), test, (60, 100)),
+        *mlp_bounds(load_images("train", "full"), test, (10, 15)),
+        *mlp_bounds(load_images("train", "bundled"), test, (60, 100)),
     ]
 
 
 def chapter_09() -> list[dict]:
     """Networks that train for about as many seconds each; two convolutional ones are kept."""
-    train, test = load_mnist("train", "bundled"), load_mnist("test", "bundled")
+    train, test = load_images("train", "bundled"), load_images("test", "bundled")
     settings = {"epochs": 20, "lr": "2e-3", "batch_size": 32}
     return [
         over_time("VAE 784-400-20", VAE, train, test, epochs=200),
@@ -152,7 +153,7 @@ def in_use(model: VAE, data: Images) -> int:
 
 def chapter_11() -> list[dict]:
     """Completing binary MNIST from 1, 2 and 3 quarters, with z and without."""
-    train, test = load_mnist("train", "full"), load_mnist("test", "full")
+    train, test = load_images("train", "full"), load_images("test", "full")
     return [completion(quadrants(train, seen), quadrants(test, seen)) for seen in (1, 2, 3)]
 
 

@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         # Imported here, so that --help need not wait for torch.
         from vae_book import commands, parallel
-        from vae_book.data import DataError
+        from vae_book.images import DataError
     except KeyboardInterrupt:
         print("vae_book: stopped", file=sys.stderr)
         sys.exit(130)

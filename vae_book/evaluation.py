@@ -12,11 +12,11 @@ from torch import Tensor
 from vae_book.bayes import Posterior, enumerate_posterior
 from vae_book.bounds import elbo, importance_weighted_bound, log_weights
 from vae_book.checks import as_floats, enough_draws, same_shape, whole_number
-from vae_book.data import Images
 from vae_book.deprecated import moved
 from vae_book.device import describe, seeded, standard_normal
 from vae_book.distributions import DiagonalGaussian
 from vae_book.divergences import gaussian_kl_full, gaussian_unit_kl
+from vae_book.images import Images
 from vae_book.models import VAE
 
 ACTIVE = 0.01  # the variance of a unit's posterior mean above which it counts as active

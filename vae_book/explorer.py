@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from torch import Tensor, nn
 
-from vae_book.data import Images
 from vae_book.display import one_sentence, png
 from vae_book.evaluation import posteriors
 from vae_book.figures import CLASS_COLORS, GRAY, STYLE, WIDTH, apart
+from vae_book.images import Images
 from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
 

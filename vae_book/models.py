@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from vae_book.checks import is_trusted, last_axis, whole_number
-from vae_book.data import Images
 from vae_book.distributions import DiagonalGaussian, Distribution
+from vae_book.images import Images
 from vae_book.likelihoods import Bernoulli, ImageDistribution, Likelihood
 
 
@@ -415,7 +415,7 @@ class CompletionVAE(ConditionalVAE):
     """A VAE that is shown a part y of the image, and draws the rest x.
 
     The prior p(z | y) is a network with one hidden layer; Sohn, Lee and Yan (2015), section 4
-    (chapter 11). `vae_book.data.quadrants` cuts the images.
+    (chapter 11). `vae_book.images.quadrants` cuts the images.
 
     Args:
         latent, hidden, likelihood: as for `VAE`.

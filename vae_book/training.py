@@ -17,9 +17,9 @@ from vae_book import parallel
 from vae_book.bounds import elbo_terms
 from vae_book.checkpoints import architecture, read_checkpoint, write_checkpoint
 from vae_book.checks import trusted, whole_number
-from vae_book.data import Images, binarize
 from vae_book.device import describe, seeded, standard_normal
 from vae_book.evaluation import average_elbo
+from vae_book.images import Images, binarize
 from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
 from vae_book.objectives import Objective

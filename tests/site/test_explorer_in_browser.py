@@ -13,8 +13,8 @@ from scipy.stats import chi2
 from torch import nn
 
 from vae_book.checkpoints import read_checkpoint
-from vae_book.data import Images
 from vae_book.explorer import explorer
+from vae_book.images import Images
 from vae_book.models import VAE, ConvVAE
 
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[2]
 MODULES = {path.stem: path for path in (ROOT / "vae_book").glob("*.py")}
 LAYERS = [
     {"checks", "deprecated", "device", "display", "parallel"},
-    {"figures", "likelihoods", "monte_carlo", "reparameterization"},
-    {"divergences", "gradient_estimators"},
+    {"figures", "images", "likelihoods", "monte_carlo", "reparameterization"},
+    {"divergences", "folders", "gradient_estimators"},
     {"distributions"},
     {"bayes", "data", "linear_gaussian"},
     {"models"},

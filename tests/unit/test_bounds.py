@@ -24,9 +24,9 @@ from vae_book.bounds import (
     importance_weighted_bound,
     log_weights,
 )
-from vae_book.data import Images
 from vae_book.device import seeded
 from vae_book.evaluation import average_elbo
+from vae_book.images import Images
 from vae_book.likelihoods import Bernoulli, Gaussian
 from vae_book.linear_gaussian import LinearGaussian
 from vae_book.models import CVAE, VAE, CompletionVAE

@@ -13,9 +13,10 @@ from PIL import Image
 from vae_book import commands
 from vae_book.__main__ import main
 from vae_book.checkpoints import read_checkpoint
-from vae_book.data import DataError, binarize, load_mnist
+from vae_book.data import load_images
 from vae_book.device import seeded
 from vae_book.evaluation import average_elbo
+from vae_book.images import DataError, binarize
 from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
 from vae_book.training import History
@@ -138,7 +139,7 @@ def test_train_writes_pictures_history_and_checkpoint(train, capsys):
 def test_reconstructions_stand_below_the_held_out_images(train, folder):
     out = train(epochs=1)
     model = read_checkpoint(out / "checkpoint.pt").model("cpu")
-    held_out = load_mnist("test", str(folder), "cpu").images
+    held_out = load_images("test", str(folder), "cpu", size=28, channels=1).images
     assert len(held_out) == 8
     cells = pictures(out / "reconstruction_0001.png", columns=8)
     assert len(cells) == 16
@@ -311,7 +312,8 @@ def evaluated(capsys, checkpoint, *options):
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_evaluate_prints_the_bound_its_terms_and_the_protocol(trained, folder, capsys, split):
     options = ["--split", split, "--samples", "3", "--seed", "2"]
-    model, data = read_checkpoint(trained).model("cpu"), load_mnist(split, str(folder), "cpu")
+    model = read_checkpoint(trained).model("cpu")
+    data = load_images(split, str(folder), "cpu", size=28, channels=1)
     bound = average_elbo(model, data, n_samples=3, seed=2)
 
     printed = json.loads(evaluated(capsys, trained, *options, "--json"))
@@ -340,7 +342,8 @@ def test_evaluate_draws_binary_images_for_a_model_of_binary_images(train, folder
     printed = json.loads(evaluated(capsys, checkpoint, "--seed", "5", "--json"))
     assert printed["protocol"]["pixels"] == "binary, drawn from the gray levels with seed 5"
     # An average over many draws of the pixels; the one that was printed is among them.
-    model, data = read_checkpoint(checkpoint).model("cpu"), load_mnist("test", str(folder), "cpu")
+    model = read_checkpoint(checkpoint).model("cpu")
+    data = load_images("test", str(folder), "cpu", size=28, channels=1)
     values = []
     for seed in range(100, 130):
         drawn = data.with_images(binarize(data.images, seeded(seed)))
@@ -395,10 +398,10 @@ def test_an_error_of_use_is_one_line(
 
 
 def test_missing_data_are_an_error_of_use(monkeypatch, capsys, tmp_path):
-    def missing(*arguments):
+    def missing(*arguments, **options):
         raise DataError("MNIST is not here. To go on, put it there")
 
-    monkeypatch.setattr(commands, "load_mnist", missing)
+    monkeypatch.setattr(commands, "load_images", missing)
     line = refused(capsys, ["train", "--source", "full", "--out", tmp_path / "run"])
     assert line == "vae_book: error: MNIST is not here. To go on, put it there"
     assert not (tmp_path / "run").exists()

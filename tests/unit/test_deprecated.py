@@ -5,8 +5,8 @@ import importlib
 import pytest
 import torch
 
-from vae_book.data import Images
 from vae_book.evaluation import average_elbo
+from vae_book.images import Images
 from vae_book.models import VAE
 
 OLD = {

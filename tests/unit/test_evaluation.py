@@ -25,7 +25,6 @@ from torch.distributions import (
 from torch.nn.functional import one_hot
 
 from vae_book import evaluation
-from vae_book.data import Images
 from vae_book.device import describe
 from vae_book.divergences import kl_riemann
 from vae_book.evaluation import (
@@ -39,6 +38,7 @@ from vae_book.evaluation import (
     posteriors,
     unit_statistics,
 )
+from vae_book.images import Images
 from vae_book.likelihoods import Bernoulli as BlackAndWhite
 from vae_book.likelihoods import Gaussian
 from vae_book.models import CVAE, VAE, CompletionVAE
@@ -396,12 +396,8 @@ def test_a_log_likelihood_needs_two_images_a_draw_and_labels_that_fit(from_prior
     one = Images(data.images[:1], data.labels[:1], "noise", "test")
     with pytest.raises(ValueError, match=r"^data: expected 2 images or more .* got 1"):
         measure(one)
-    for labels, message in [
-        (data.labels + 1, "labels from 0 to 2, got 3"),
-        (1.0 * data.labels, ""),
-    ]:
-        with pytest.raises(ValueError, match=f"^y: expected {message}"):
-            measure(Images(data.images, labels, "noise", "test"))
+    with pytest.raises(ValueError, match=r"^y: expected labels from 0 to 2, got 3"):
+        measure(Images(data.images, data.labels + 1, "noise", "test"))
     gray = data.with_images(data.images / 2)
     with pytest.raises(ValueError, match=r"^x: Bernoulli\(\) scores pixels that are 0 or 1"):
         measure(gray)

@@ -21,9 +21,9 @@ from torch import nn
 
 from tests.comparison import Printed
 from vae_book import explorer as module
-from vae_book.data import Images
 from vae_book.explorer import explorer, layers, show_explorer
 from vae_book.figures import CLASS_COLORS
+from vae_book.images import Images
 from vae_book.likelihoods import ContinuousBernoulli, Gaussian
 from vae_book.models import CVAE, VAE, ConvVAE
 

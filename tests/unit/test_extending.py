@@ -8,10 +8,10 @@ from torch import nn
 
 from vae_book.bounds import log_weights
 from vae_book.checkpoints import read_checkpoint
-from vae_book.data import Images
 from vae_book.device import seeded
 from vae_book.distributions import DiagonalGaussian, Distribution
 from vae_book.evaluation import average_elbo, log_likelihood
+from vae_book.images import Images
 from vae_book.likelihoods import Likelihood
 from vae_book.models import VAE
 from vae_book.training import fit

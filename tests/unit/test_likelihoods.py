@@ -13,7 +13,7 @@ from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
 from scipy.stats import bernoulli, kstest, norm, truncexpon
 
-from vae_book.data import binarize
+from vae_book.images import binarize
 from vae_book.likelihoods import (
     Bernoulli,
     ContinuousBernoulli,

@@ -13,8 +13,9 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from vae_book.checkpoints import read_checkpoint
-from vae_book.data import Images, load_mnist, quadrants
+from vae_book.data import load_images
 from vae_book.evaluation import average_elbo
+from vae_book.images import Images, quadrants
 from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, optimal_variance
 from vae_book.models import CVAE, VAE, CompletionVAE, ConvVAE
 from vae_book.objectives import Objective
@@ -578,33 +579,13 @@ def test_resume_refuses_another_model_of_labels(tmp_path):
             fit(model, gray(), epochs=2, checkpoint=path, resume=True, **SETTINGS)
 
 
-LABELS = gray().labels
-
-
-@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize("learned_prior", [False, True])
 @pytest.mark.parametrize("name", ["data", "held_out"])
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (LABELS + 10, "y: expected labels from 0 to 9, got 1"),
-        (LABELS - 10, "y: expected labels from 0 to 9, got -"),
-        (LABELS.float(), "y: .*got torch.float32"),
-        (LABELS > 3, "y: .*got torch.bool"),
-        (LABELS[1:], "{name}: expected 10 labels on cpu, got 9 on cpu"),
-        (torch.cat([LABELS, LABELS]), "{name}: expected 10 labels on cpu, got 20 on cpu"),
-        (LABELS.to("meta"), "{name}: expected 10 labels on cpu, got 10 on meta"),
-        (LABELS[:, None], r"y: expected one for each image, shape \(\d+,\), got \(\d+, 1\)"),
-    ],
-)
-def test_labels_that_do_not_fit_are_told_before_anything_is_trained(
-    labels, message, name, learned_prior
-):
+def test_labels_that_do_not_fit_are_told_before_anything_is_trained(name, learned_prior):
     model = conditional(learned_prior=learned_prior)
     before = [p.clone() for p in model.parameters()]
-    wrong = {"data": gray(), name: replace(gray(), labels=labels)}
-    prefix = f"{name}: " if message.startswith("y") else ""
-    with pytest.raises(ValueError, match=f"^{prefix}{message.replace('{name}', name)}"):
+    wrong = {"data": gray(), name: replace(gray(), labels=gray().labels + 10)}
+    with pytest.raises(ValueError, match=f"^{name}: y: expected labels from 0 to 9, got 1"):
         fit(model, epochs=1, **wrong, **SETTINGS)
     assert all(map(torch.equal, before, model.parameters()))
 
@@ -612,7 +593,7 @@ def test_labels_that_do_not_fit_are_told_before_anything_is_trained(
 WORKER = """
 import sys, torch
 from vae_book import parallel
-from vae_book.data import Images, quadrants
+from vae_book.images import Images, quadrants
 from vae_book.models import CVAE, CompletionVAE, ConvVAE
 from vae_book.objectives import Objective
 from vae_book.training import fit
@@ -709,7 +690,7 @@ def test_learning_beats_the_mean_image(bundled):
 def bundled(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VAE_BOOK_DATA", str(tmp_path_factory.mktemp("bundled")))
-        return [load_mnist(split, "bundled", "cpu") for split in ("train", "test")]
+        return [load_images(split, "bundled", "cpu") for split in ("train", "test")]
 
 
 # Stopping and going on ----------------------------------------------------------------------------
@@ -839,6 +820,11 @@ def test_a_number_of_numpy_does_not_spoil_the_checkpoint(tmp_path):
 # Errors -------------------------------------------------------------------------------------------
 
 
+def gray_elsewhere():
+    data = gray()
+    return replace(data, images=data.images.to("meta"), labels=data.labels.to("meta"))
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -850,11 +836,10 @@ def test_a_number_of_numpy_does_not_spoil_the_checkpoint(tmp_path):
         ({"n_samples": 0}, "n_samples: expected a whole number of at least 1, got 0"),
         ({"seed": -1}, "seed: .*-1"),
         ({"data": gray(0)}, "data: .*none"),
-        ({"data": replace(gray(), images=gray().images.to("meta"))}, "data: .*meta.*cpu"),
+        ({"data": gray_elsewhere()}, "data: .*meta.*cpu"),
         ({"data": replace(gray(), images=gray().images * 255)}, "data: x: .*255"),
-        ({"data": replace(gray(), images=gray().images * math.nan)}, "data: x: .*nan"),
         ({"held_out": gray(1)}, "held_out: .*got 1"),
-        ({"held_out": replace(gray(), images=gray().images.to("meta"))}, "held_out: .*meta"),
+        ({"held_out": gray_elsewhere()}, "held_out: .*meta"),
         ({"held_out": replace(gray(), images=gray().images * 255)}, "held_out: x: .*255"),
         ({"model": tiny(image_shape=(1, 14, 14))}, r"data: x: .*\(\.\.\., 1, 14, 14\)"),
         ({"model": tiny(likelihood=Bernoulli())}, "data: x: .*binarize"),

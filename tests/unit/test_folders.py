@@ -1,0 +1,616 @@
+"""Pictures of a folder become the numbers that they show, and no test image was trained on."""
+
+import os
+import shutil
+import struct
+import unicodedata
+import warnings
+import zlib
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vae_book import folders
+from vae_book.data import load_images
+from vae_book.images import DataError
+
+load = partial(load_images, device="cpu")
+RAMP = np.linspace(0, 65535, 28 * 28).round().astype(np.uint16).reshape(28, 28)  # 16-bit levels
+GRAY = (RAMP >> 8).astype(np.uint8)
+COLOR = np.stack([GRAY, GRAY.T, 255 - GRAY], axis=-1)
+
+
+def save(path, pixels, *arguments, **options):
+    """A picture of an array or of Pillow's, with the folders around it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    picture.save(path, *arguments, **options)
+    return path
+
+
+def fill(folder, n=20, first=0):
+    """Pictures of one gray level each, which tells them apart."""
+    for level in range(first, first + n):
+        save(folder / f"{level:03}.png", np.full((4, 4), level, np.uint8))
+
+
+def only(folder, **options):
+    """The pixels of a folder with one picture, (height, width) or (height, width, 3)."""
+    (image,) = load("train", str(folder), **options).images.movedim(1, -1).squeeze(-1)
+    return image.numpy()
+
+
+def levels(found):
+    """The gray levels of one-colored images, of 255."""
+    return (found.images[:, 0, 0, 0] * 255).round().int().tolist()
+
+
+def both(folder, **options):
+    return [load(split, str(folder), **options) for split in ("train", "test")]
+
+
+# Right to the pixel -------------------------------------------------------------------------------
+
+
+def big_endian_tiff(levels):
+    """A TIFF of 16-bit levels, written by hand: Pillow reads it in its mode I;16B."""
+    data = levels.astype(">u2").tobytes()
+    height, width = levels.shape
+    tags = {256: width, 257: height, 258: 16, 259: 1, 262: 1, 277: 1, 278: height}
+    entries = [struct.pack(">HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items()]
+    entries.insert(5, struct.pack(">HHII", 273, 4, 1, 8))
+    entries.append(struct.pack(">HHII", 279, 4, 1, len(data)))
+    directory = struct.pack(">H", len(entries)) + b"".join(entries) + bytes(4)
+    return b"MM\0*" + struct.pack(">I", 8 + len(data)) + data + directory
+
+
+def png(kind, depth, rows, *chunks):
+    """A PNG written by hand, for what Pillow reads but does not write."""
+
+    def chunk(name, content):
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + checksum
+
+    header = struct.pack(">IIBBBBB", rows.shape[1], rows.shape[0], depth, kind, 0, 0, 0)
+    content = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", content), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def written(content):
+    def write(path):
+        path.parent.mkdir()
+        path.write_bytes(content)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "expected"),
+    [
+        ("a.png", partial(save, pixels=GRAY), GRAY / 255),
+        ("a.PNG", partial(save, pixels=GRAY), GRAY / 255),
+        ("a.bmp", partial(save, pixels=GRAY), GRAY / 255),
+        ("a.gif", partial(save, pixels=GRAY), GRAY / 255),
+        ("a.webp", partial(save, pixels=GRAY, lossless=True), GRAY / 255),
+        ("a.tif", partial(save, pixels=GRAY), GRAY / 255),
+        ("a.tga", partial(save, pixels=GRAY), GRAY / 255),
+        ("a.jp2", partial(save, pixels=GRAY, irreversible=False), GRAY / 255),
+        ("a.png", partial(save, pixels=COLOR), COLOR / 255),
+        ("a.webp", partial(save, pixels=COLOR, lossless=True), COLOR / 255),
+        ("gray in RGB.png", partial(save, pixels=np.stack([GRAY] * 3, -1)), GRAY / 255),
+        ("1 bit.png", partial(save, pixels=GRAY > 99), GRAY > 99),
+        ("1 bit.pbm", partial(save, pixels=GRAY > 99), GRAY > 99),
+        ("1 bit.tif", partial(save, pixels=GRAY > 99), GRAY > 99),
+        ("4 bits.pgm", written(b"P5 28 28 15\n" + (GRAY >> 4).tobytes()), (GRAY >> 4) / 15),
+        ("16 bits.png", partial(save, pixels=RAMP), RAMP / 65535),
+        ("16 bits.tif", partial(save, pixels=RAMP), RAMP / 65535),
+        ("16 bits.TIFF", written(big_endian_tiff(RAMP)), RAMP / 65535),
+        (
+            "16 bits.pgm",
+            written(b"P5 28 28 65535\n" + RAMP.astype(">u2").tobytes()),
+            RAMP / 65535,
+        ),
+        (
+            "12 bits.pgm",
+            written(b"P5 28 28 4095\n" + (RAMP >> 4).astype(">u2").tobytes()),
+            ((RAMP >> 4) / 4095 * 65535).round() / 65535,
+        ),
+        (
+            "one level transparent.png",
+            written(png(0, 16, RAMP.astype(">u2"), (b"tRNS", int(RAMP[3, 3]).to_bytes(2)))),
+            np.where(RAMP[3, 3] == RAMP, 1, RAMP / 65535),
+        ),
+        (
+            "floating-point.tif",
+            partial(save, pixels=(RAMP / 65535).astype(np.float32)),
+            RAMP / 65535,
+        ),
+        ("palette.png", partial(save, pixels=Image.fromarray(COLOR // 64 * 64).quantize(256)), 0),
+    ],
+)
+def test_a_picture_has_the_levels_that_were_written(name, write, expected, tmp_path):
+    write(tmp_path / "c" / name)
+    if isinstance(expected, int):
+        expected = COLOR // 64 * 64 / 255
+    found = only(tmp_path)
+    assert np.array_equal(found, np.float32(expected))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "off"),
+    [
+        ("a.jpg", {"quality": 100}, 2),
+        ("a.jfif", {"format": "JPEG", "quality": 100}, 2),
+        ("a.JPE", {"format": "JPEG", "quality": 100}, 2),
+        ("a.avif", {"quality": 100, "subsampling": "4:4:4"}, 4),
+    ],
+)
+def test_lossy_formats_give_nearly_the_levels_that_were_written(name, options, off, tmp_path):
+    save(tmp_path / "c" / name, GRAY, **options)
+    assert abs(only(tmp_path, channels=1) - GRAY / 255).max() <= off / 255
+
+
+def test_sixteen_bits_of_color_lose_their_lower_half(tmp_path):
+    deep = np.stack([RAMP, RAMP.T, 65535 - RAMP], -1)
+    written(png(2, 16, deep.astype(">u2")))(tmp_path / "c" / "a.png")
+    assert np.array_equal(only(tmp_path), np.float32((deep >> 8) / 255))
+
+
+@pytest.mark.parametrize(("mode", "ending"), [("CMYK", "jpg"), ("CMYK", "tif")])
+def test_cmyk_becomes_the_light_that_its_inks_leave(mode, ending, tmp_path):
+    inks = np.array([10, 60, 200, 40])
+    save(tmp_path / "c" / f"a.{ending}", Image.new(mode, (8, 8), tuple(inks.tolist())))
+    expected = (1 - inks[:3] / 255) * (1 - inks[3] / 255)
+    assert abs(only(tmp_path) - expected).max() < 2 / 255
+
+
+ALPHA = np.linspace(0, 255, 28).round().astype(np.uint8)[:, None].repeat(28, 1)
+
+
+@pytest.mark.parametrize("ending", ["png", "webp", "tif"])
+@pytest.mark.parametrize("pixels", [GRAY, COLOR])
+def test_what_is_transparent_shows_white_paper(pixels, ending, tmp_path):
+    save(tmp_path / "c" / f"a.{ending}", np.dstack([pixels, ALPHA]), lossless=True, exact=True)
+    alpha = ALPHA / 255 if pixels.ndim == 2 else ALPHA[..., None] / 255
+    assert abs(only(tmp_path) - (alpha * (pixels / 255) + 1 - alpha)).max() < 1 / 255
+
+
+@pytest.mark.parametrize("ending", ["png", "gif"])
+def test_a_transparent_color_of_a_palette_is_white(ending, tmp_path):
+    picture = Image.fromarray((GRAY > 99).astype(np.uint8) + (GRAY > 199))
+    picture.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    save(tmp_path / "c" / f"a.{ending}", picture, transparency=1)
+    expected = np.where(GRAY > 199, 2, np.where(GRAY > 99, 1, 0))
+    assert np.array_equal(
+        only(tmp_path), np.eye(3)[expected] + (expected == 1)[..., None] * [1, 0, 1]
+    )
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda a: a),
+        (2, np.fliplr),
+        (3, lambda a: np.rot90(a, 2)),
+        (4, np.flipud),
+        (5, np.transpose),
+        (6, lambda a: np.rot90(a, -1)),
+        (7, lambda a: np.rot90(a, 2).T),
+        (8, np.rot90),
+    ],
+)
+def test_pictures_stand_upright_as_their_camera_says(kind, orientation, upright, tmp_path):
+    stored = np.kron(np.array([[255, 0, 0], [128, 0, 64]], np.uint8), np.ones((16, 16), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    save(tmp_path / "c" / f"a.{kind}", stored, exif=exif, quality=100, lossless=True)
+    expected = upright(stored) / 255
+    found = only(tmp_path, channels=1)
+    assert found.shape == expected.shape
+    assert abs(found - expected).max() <= 2 / 255
+
+
+def test_a_folder_is_gray_if_all_its_pictures_are(tmp_path):
+    save(tmp_path / "c" / "a.png", GRAY)
+    save(tmp_path / "c" / "b.png", RAMP.T)
+    assert load("train", str(tmp_path)).shape == (1, 28, 28)
+    save(tmp_path / "c" / "d.png", COLOR)
+    found = {}
+    for split in both(tmp_path):
+        assert split.shape == (3, 28, 28)
+        found |= {tuple(image[:, 0, 1].tolist()): image for image in split.images}
+    expected = [np.stack([GRAY] * 3, 2) / 255, np.stack([RAMP.T] * 3, 2) / 65535, COLOR / 255]
+    for image in expected:
+        image = np.float32(image.transpose(2, 0, 1))
+        assert np.array_equal(found[tuple(image[:, 0, 1].tolist())], image)
+
+
+def test_channels_are_converted_on_request(tmp_path):
+    save(tmp_path / "c" / "a.png", COLOR)
+    luma = COLOR @ [0.299, 0.587, 0.114] / 255  # ITU-R 601
+    assert abs(only(tmp_path, channels=1) - luma).max() < 1 / 255
+    save(tmp_path / "c" / "a.png", RAMP)
+    assert np.array_equal(
+        only(tmp_path, channels=3), np.float32([RAMP / 65535] * 3).transpose(1, 2, 0)
+    )
+
+
+def test_pictures_keep_their_size_unless_another_is_asked_for(tmp_path):
+    save(tmp_path / "c" / "a.png", COLOR[:20])
+    assert only(tmp_path).shape == (20, 28, 3)
+    save(tmp_path / "c" / "b.png", COLOR)
+    with pytest.raises(ValueError, match=r"^size: .*a\.png has 20 x 28 pixels, .*b\.png 28 x 28"):
+        load("train", str(tmp_path))
+    assert load("train", str(tmp_path), size=(10, 12)).shape == (3, 10, 12)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_resized_pictures_keep_their_aspect_on_a_black_ground(deep, tmp_path):
+    picture = np.zeros((70, 140), np.uint16 if deep else np.uint8)
+    picture[:, 70:] = 65535 if deep else 255
+    save(tmp_path / "c" / "a.png", picture)
+    image = only(tmp_path, size=28)
+    assert image.shape == (28, 28)
+    assert not image[:7].any()  # 140 x 70 becomes 28 x 14
+    assert not image[21:].any()
+    assert (image[7:21, :12] == 0).all()
+    assert (image[7:21, 16:] == 1).all()
+    assert image.min() == 0
+    assert image.max() == 1
+    image = only(tmp_path, size=(14, 56))
+    assert (image[:, 28 + 2 : 42] == 1).all()
+    assert not image[:, 42:].any()
+
+
+def test_a_picture_that_would_vanish_is_refused(tmp_path):
+    save(tmp_path / "c" / "a.png", np.full((1, 57), 255, np.uint8))
+    with pytest.raises(DataError, match=r"a\.png .*: 1 x 57 pixels leave nothing within 28 x 28"):
+        load("train", str(tmp_path), size=28)
+    save(tmp_path / "c" / "a.png", np.full((1, 55), 255, np.uint8))
+    assert only(tmp_path, size=28).sum(0).tolist() == [1] * 28
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.full((4, 4), 1.01), np.full((4, 4), -0.1), np.full((4, 4), np.nan), RAMP / 255]
+)
+def test_floating_point_levels_outside_of_0_and_1_are_refused(pixels, tmp_path):
+    save(tmp_path / "c" / "a.tif", pixels.astype(np.float32))
+    with pytest.raises(DataError, match=r"a\.tif .* expected levels between 0 and 1, got"):
+        load("train", str(tmp_path))
+
+
+def test_levels_of_which_nobody_knows_what_is_white_are_refused(tmp_path):
+    save(tmp_path / "c" / "a.tif", RAMP.astype(np.int32))
+    with pytest.raises(DataError, match=r"a\.tif .*32-bit levels .*save it with 8 or 16 bits"):
+        load("train", str(tmp_path))
+
+
+# Which pictures -----------------------------------------------------------------------------------
+
+
+def test_classes_and_pictures_are_in_the_order_of_their_names(tmp_path):
+    for place, name in enumerate(["Zebra", "ant 10", "ant 9", "änt", "蚁"]):
+        fill(tmp_path / name, 10, 10 * place)
+    train, test = both(tmp_path)
+    assert train.classes == test.classes == ("Zebra", "ant 10", "ant 9", "änt", "蚁")
+    for found in (train, test):
+        assert found.labels.tolist() == [level // 10 for level in levels(found)]
+        assert levels(found) == sorted(levels(found))
+    assert (train.split, test.split, train.source) == ("train", "test", str(tmp_path))
+
+
+def test_a_tenth_of_each_class_is_held_out_always_the_same(tmp_path):
+    fill(tmp_path / "cat", 100)
+    fill(tmp_path / "dog", 50, 100)
+    train, test = both(tmp_path)
+    assert train.labels.bincount().tolist() == [90, 45]
+    assert test.labels.bincount().tolist() == [10, 5]
+    assert sorted(levels(train) + levels(test)) == list(range(150))
+    again = load("test", str(tmp_path), size=6, channels=3)
+    assert levels(again) == levels(test)
+    # Ten of a hundred uniform draws: their mean is 49.5 with a standard error of 8.7.
+    assert abs(np.mean(levels(test)[:10]) - 49.5) < 3 * 8.7
+
+
+@pytest.mark.parametrize(
+    ("classes", "each", "train", "test"),
+    [(1, 2, 1, 1), (2, 1, 1, 1), (1, 5, 4, 1), (2, 3, 5, 1), (20, 1, 18, 2), (10, 4, 36, 4)],
+)
+def test_few_pictures_are_shared_out_too(classes, each, train, test, tmp_path):
+    for label in range(classes):
+        fill(tmp_path / f"{label:02}", each, label * each)
+    assert list(map(len, both(tmp_path))) == [train, test]
+
+
+def test_one_picture_is_for_training(tmp_path):
+    fill(tmp_path / "c", 1)
+    assert len(load("train", str(tmp_path))) == 1
+    with pytest.raises(ValueError, match=r"^split: no picture .* is left for 'test'.* 1 different"):
+        load("test", str(tmp_path))
+
+
+def test_pictures_without_class_folders_are_one_class(tmp_path):
+    fill(tmp_path / "faces of 2024")
+    train, test = both(tmp_path / "faces of 2024")
+    assert train.labels.tolist() == [0] * 18
+    assert len(test) == 2
+    assert train.classes == ("faces of 2024",)
+
+
+def test_folders_within_a_class_belong_to_it(tmp_path):
+    fill(tmp_path / "cat" / "2023" / "may", 10)
+    fill(tmp_path / "cat" / "2024", 10, 10)
+    fill(tmp_path / "dog", 20, 20)
+    train, _ = both(tmp_path)
+    assert train.classes == ("cat", "dog")
+    assert train.labels.bincount().tolist() == [18, 18]
+
+
+def test_a_folder_around_all_others_is_looked_through(tmp_path):
+    for name in ("cat", "dog"):
+        fill(tmp_path / "download" / "pets" / name, 20, 20 * (name == "dog"))
+    assert load("train", str(tmp_path)).classes == ("cat", "dog")
+
+
+def warning_of(call, times=1):
+    """The only warning of a call, however often it comes, and what the call gave."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = call()
+    (text,) = {str(warning.message) for warning in told}
+    assert len(told) == times
+    return text, found
+
+
+@pytest.mark.parametrize("around", [".", "download"])
+@pytest.mark.parametrize("train", ["train", "Training"])
+def test_a_folder_that_is_split_already_stays_so(train, around, tmp_path):
+    for place, name in enumerate(["cat", "dog"]):
+        fill(tmp_path / around / train / name, 20, 100 * place)
+        fill(tmp_path / around / "test" / name, 10, 100 * place + 50)
+    found, test = both(tmp_path)
+    assert found.classes == test.classes == ("cat", "dog")
+    assert levels(found) == [*range(20), *range(100, 120)]
+    assert levels(test) == [*range(50, 60), *range(150, 160)]
+    assert test.labels.tolist() == [0] * 10 + [1] * 10
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "Validation"])
+def test_validation_pictures_stand_in_for_a_missing_test(name, tmp_path):
+    fill(tmp_path / "train" / "cat", 5)
+    fill(tmp_path / name / "cat", 3, 50)
+    told, test = warning_of(lambda: load("test", str(tmp_path)))
+    assert f"{name} was taken for the missing test" in told
+    assert levels(test) == [50, 51, 52]
+    fill(tmp_path / "test" / "cat", 2, 70)
+    told, test = warning_of(lambda: load("test", str(tmp_path)))
+    assert f"left out, since they lie beside the class folders: 3 .png ({name}" in told
+    assert levels(test) == [70, 71]
+
+
+def test_a_split_folder_needs_no_classes(tmp_path):
+    fill(tmp_path / "train", 5)
+    fill(tmp_path / "test", 3, 50)
+    assert [levels(found) for found in both(tmp_path)] == [[0, 1, 2, 3, 4], [50, 51, 52]]
+
+
+def test_a_train_is_a_class_among_vehicles(tmp_path):
+    for place, name in enumerate(["bus", "train"]):
+        fill(tmp_path / name, 10, 10 * place)
+    assert load("train", str(tmp_path)).classes == ("bus", "train")
+
+
+def test_classes_that_training_lacks_are_told(tmp_path):
+    fill(tmp_path / "train" / "cat", 5)
+    fill(tmp_path / "test" / "Cat", 3, 50)
+    told, test = warning_of(lambda: load("test", str(tmp_path)))
+    assert "classes without training pictures: Cat" in told
+    assert test.classes == ("Cat", "cat")
+
+
+def test_one_name_in_two_spellings_of_unicode_is_one_class(tmp_path):
+    for form, split, first in (("NFC", "train", 0), ("NFD", "test", 50)):
+        fill(tmp_path / split / unicodedata.normalize(form, "café"), 3, first)
+    assert load("test", str(tmp_path)).classes == ("café",)
+
+
+# What is left out ---------------------------------------------------------------------------------
+
+
+def test_hidden_files_and_what_systems_leave_behind_are_passed_over(tmp_path):
+    fill(tmp_path / "cat")
+    fill(tmp_path / "dog", 20, 20)
+    for place in (tmp_path, tmp_path / "cat"):
+        for name in (".ipynb_checkpoints", "__MACOSX", ".git", "@eaDir"):
+            shutil.copytree(tmp_path / "dog", place / name)
+        for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._000.png", ".hidden.png"):
+            (place / name).write_bytes(b"\x00\x05\x16\x07")
+    (tmp_path / ".empty").mkdir()
+    train, test = both(tmp_path)  # without a warning, which would be an error
+    assert train.classes == ("cat", "dog")
+    assert train.labels.bincount().tolist() == [18, 18]
+    assert not set(levels(train)) & set(levels(test))
+
+
+def test_one_warning_counts_what_was_left_out_and_names_some(tmp_path):
+    fill(tmp_path / "cat")
+    fill(tmp_path / "dog", 20, 20)
+    for number in range(4):
+        (tmp_path / "cat" / f"{number}.heic").touch()
+    (tmp_path / "dog" / "notes.TXT").touch()
+    (tmp_path / "dog" / "README").touch()
+    (tmp_path / "fish").mkdir()
+    fill(tmp_path, 3, 100)
+    told, found = warning_of(lambda: load("train", str(tmp_path)))
+    assert told.startswith(f"{tmp_path}: ")
+    assert "4 .heic, 1 without ending, 1 .txt, 1 empty folder (" in told
+    assert Path("cat", "0.heic").as_posix() in told.replace("\\", "/")
+    assert "beside the class folders: 3 .png (100.png, 101.png, 102.png)" in told
+    assert found.classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("kind", ["gif", "png", "webp", "tif", "avif"])
+def test_of_several_frames_the_first_is_taken_and_told(kind, tmp_path):
+    frames = [Image.new("L", (16, 16), level) for level in (250, 100, 0)]
+    save(tmp_path / "c" / f"a.{kind}", frames[0], save_all=True, append_images=frames[1:])
+    told, found = warning_of(lambda: load("train", str(tmp_path)))
+    assert f"of several frames the first was taken: 1 .{kind} (" in told
+    assert abs(levels(found)[0] - 250) <= 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_folder_or_a_pipe_with_the_name_of_a_picture_is_none(tmp_path):
+    fill(tmp_path / "c", 3)
+    (tmp_path / "c" / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "c" / "pipe.png")  # reading it would wait for ever
+    told, found = warning_of(lambda: load("train", str(tmp_path)))
+    assert "left out, since Pillow reads no pictures there: 1 empty folder, 1 .png (" in told
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("layout", ["", "c"])
+def test_no_pictures_are_an_error(layout, tmp_path):
+    (tmp_path / layout).mkdir(exist_ok=True)
+    with pytest.raises(ValueError, match=r"^source: no pictures in "):
+        load("train", str(tmp_path))
+    (tmp_path / layout / "a.svg").touch()
+    with pytest.raises(ValueError, match=r"^source: no pictures in .*: 1 \.svg"):
+        load("train", str(tmp_path))
+
+
+# Copies -------------------------------------------------------------------------------------------
+
+
+def distinct(found):
+    return {image.numpy().tobytes() for image in found.images}
+
+
+def test_equal_pictures_are_in_one_split_whatever_their_name_format_or_class(tmp_path):
+    for level in range(60):
+        pixels = np.full((4, 4), level, np.uint8)
+        save(tmp_path / "cat" / f"{level}.png", pixels)
+        save(tmp_path / "dog" / f"copy of {level}.bmp", np.stack([pixels] * 3, -1))
+        save(tmp_path / "dog" / "more" / f"{level}.gif", pixels)
+    told, train = warning_of(lambda: load("train", str(tmp_path)))
+    assert "equal to others, and kept in one split: 60 .bmp, 60 .gif" in told
+    _, test = warning_of(lambda: load("test", str(tmp_path)))
+    assert len(train) + len(test) == 180
+    assert not distinct(train) & distinct(test)
+    assert Counter(levels(test)).most_common()[-1][1] == 3
+    assert len(distinct(test)) == 6
+
+
+def test_pictures_that_become_equal_are_copies_too(tmp_path):
+    for blue in range(0, 256, 2):  # gray levels 0 to 29
+        save(tmp_path / "c" / f"{blue}.png", np.full((4, 4, 3), (0, 0, blue), np.uint8))
+    _, (train, test) = warning_of(lambda: both(tmp_path, channels=1), times=2)
+    assert not distinct(train) & distinct(test)
+    assert len(train) + len(test) == 128
+    assert len(distinct(test)) == 3
+
+
+def test_test_pictures_that_train_has_are_left_out_and_told(tmp_path):
+    fill(tmp_path / "train" / "cat", 20)
+    fill(tmp_path / "train" / "dog", 20, 100)
+    fill(tmp_path / "test" / "dog", 10, 15)  # 15 to 19 are cats in train
+    told, test = warning_of(lambda: load("test", str(tmp_path)))
+    assert levels(test) == [20, 21, 22, 23, 24]
+    assert "left out of test, since train has them: 5 .png (" in told
+    _, train = warning_of(lambda: load("train", str(tmp_path)))
+    assert len(train) == 40
+    shutil.rmtree(tmp_path / "test")
+    shutil.copytree(tmp_path / "train", tmp_path / "test")
+    with (
+        pytest.warns(UserWarning, match="left out of test, since train has them: 40 .png"),
+        pytest.raises(ValueError, match=r"^split: no picture of .* is left for 'test'"),
+    ):
+        load("test", str(tmp_path))
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    fill(tmp_path / "elsewhere", 10)
+    fill(tmp_path / "root" / "dog", 10, 10)
+    (tmp_path / "root" / "cat").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "up").symlink_to(tmp_path / "root")
+    (tmp_path / "elsewhere" / "self").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root" / "dog" / "loop.dog").symlink_to(tmp_path / "root" / "dog" / "loop.dog")
+    (tmp_path / "root" / "dog" / "again.png").symlink_to(tmp_path / "root" / "dog" / "010.png")
+    told, train = warning_of(lambda: load("train", str(tmp_path / "root")))
+    assert "1 .dog (" in told
+    assert "equal to others, and kept in one split: 1 .png (" in told
+    _, test = warning_of(lambda: load("test", str(tmp_path / "root")))
+    assert train.classes == ("cat", "dog")
+    assert len(train) + len(test) == 21
+    assert not distinct(train) & distinct(test)
+
+
+# What cannot be read ------------------------------------------------------------------------------
+
+
+def whole(kind):
+    def write(path):
+        rng = np.random.default_rng(0)
+        save(path, rng.integers(0, 256, (64, 64, 3), dtype=np.uint8), format=kind)
+        return path.read_bytes()
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "kind", ["png", "jpeg", "gif", "bmp", "tiff", "webp", "ppm", "avif", "tga"]
+)
+def test_a_picture_that_is_cut_short_is_named(kind, tmp_path):
+    path = tmp_path / "c" / f"a.{kind}"
+    content = whole(kind)(path)
+    for length in (0, 10, len(content) // 2):
+        path.write_bytes(content[:length])
+        with pytest.raises(DataError, match=rf"a\.{kind} cannot be read as an image: "):
+            load("train", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("page.jpg", b"<html>403 Forbidden</html>"),
+        ("header.pgm", b"P5\n28 xx\n255\nabc"),
+        (
+            "huge.png",
+            png(0, 1, np.zeros((1, 1), np.uint8)).replace(
+                struct.pack(">II", 1, 1), struct.pack(">II", 20000, 20000)
+            ),
+        ),
+        ("bomb.pgm", b"P5 100000 100000 255\n"),
+        ("short.pgm", b"P2 2 2 255\n1 2 3"),
+        ("empty.png", b""),
+    ],
+)
+def test_what_is_no_picture_or_far_too_large_is_named(name, content, tmp_path):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name} cannot be read as an image: "):
+        load("train", str(tmp_path))
+
+
+def test_a_broken_link_is_named(tmp_path):
+    fill(tmp_path / "c", 3)
+    (tmp_path / "c" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"gone\.png cannot be read as an image: .*No such file"):
+        load("train", str(tmp_path))
+
+
+def test_more_than_the_memory_holds_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    save(tmp_path / "c" / "a.png", COLOR)
+    save(tmp_path / "c" / "b.png", COLOR.transpose(1, 0, 2))
+    needed = 2 * 28 * 28 * 3 * (1 + 4)  # bytes: as uint8, then as float32
+    monkeypatch.setattr(folders, "_memory", lambda: float(needed))
+    assert len(load("train", str(tmp_path))) == 1
+    monkeypatch.setattr(folders, "_memory", lambda: float(needed - 1))
+    with pytest.raises(ValueError, match=r"^size: 2 pictures like .*a smaller size"):
+        load("train", str(tmp_path))
+    assert load("train", str(tmp_path), size=14).shape == (3, 14, 14)

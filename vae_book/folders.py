@@ -1,0 +1,319 @@
+"""A folder of pictures as arrays, right to the pixel (explained in the chapter on your own data).
+
+Pillow does the reading. Of a picture one gets what a viewer shows: its EXIF orientation is applied,
+what is transparent shows white paper, palettes become their colors, CMYK becomes RGB (without color
+profiles), of an animation or a document the first frame is taken. Levels of 8 bits are divided by
+255, gray ones of 16 bits by 65535; Pillow reads color of 16 bits with 8. Floating-point levels are
+taken as they are, and refused outside [0, 1].
+"""
+
+import hashlib
+import os
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vae_book.images import DataError
+
+SPLIT_SEED = 0
+HELD_OUT_SHARE = 0.1
+TRAIN = ("train", "training")
+TEST = ("test", "testing", "val", "valid", "validation")  # the first that is there
+CLUTTER = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}  # made by systems
+NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow names, but does not decode them
+
+Size = tuple[int, int]
+
+
+def read_folder(
+    folder: Path, split: str, size: Size | None = None, channels: int | None = None
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """The pictures of one split, their labels, and the names of their classes.
+
+    Three layouts are known. ``CLASS/picture.png`` is split 90 to 10, always alike and evenly over
+    the classes. So are pictures without class folders, which make one class, named as the folder.
+    ``train/CLASS/picture.png`` beside ``test/CLASS/picture.png`` is split already; ``val``,
+    ``valid`` or ``validation`` stands in for a missing ``test``. Folders inside a class belong to
+    it; a single folder that wraps all others is looked through. Classes are sorted by name as
+    Python sorts text, and so are the pictures of a class by path. Hidden files and what systems
+    leave behind are passed over; one warning says what else was left out.
+
+    No picture is in both splits, whatever its name or class: pictures that are equal once they are
+    read stay together, and test pictures of a folder that is split already are left out if they
+    equal training pictures.
+
+    Args:
+        folder: the folder.
+        split: ``train`` or ``test``.
+        size: height and width to resize to by `padded`; None keeps those of the pictures.
+        channels: 1 makes the pictures gray (luma of ITU-R 601), 3 makes them RGB; None takes 1 if
+            all pictures of the folder are gray, else 3.
+
+    Returns:
+        Pixels, shape (n, height, width) or (n, height, width, 3), as uint8 or, if a picture has
+        finer levels, as float32 in [0, 1]; labels, shape (n,); class names, by label.
+
+    Raises:
+        ValueError: there is no picture, or none for this split; the pictures have several sizes
+            and ``size`` is None; or they would not fit into memory.
+        DataError: a picture cannot be read, and which.
+    """
+    found = _find(folder)
+    pixels, animated = _read_all(found.paths, size, channels)
+    classes = tuple(sorted(set(found.names)))
+    labels = np.array([classes.index(name) for name in found.names])
+    first: dict[bytes, int] = {}
+    digests = (hashlib.sha256(picture.tobytes()).digest() for picture in pixels)
+    same = np.array([first.setdefault(digest, row) for row, digest in enumerate(digests)])
+
+    notes = found.notes
+    if animated:
+        notes.append(f"of several frames the first was taken: {_listed(animated, folder)}")
+    if found.in_test is None:
+        chosen = held_out(labels, same) == (split == "test")
+        told, copies = "equal to others, and kept in one split", same != np.arange(len(same))
+    else:
+        told, copies = "left out of test, since train has them", np.isin(same, same[~found.in_test])
+        copies &= found.in_test
+        chosen = found.in_test & ~copies if split == "test" else ~found.in_test
+    if copies.any():
+        notes.append(
+            f"{told}: {_listed([found.paths[row] for row in np.flatnonzero(copies)], folder)}"
+        )
+    if notes:
+        warnings.warn("; ".join([f"{folder}: {notes[0]}", *notes[1:]]), stacklevel=3)
+    if not chosen.any():
+        raise ValueError(
+            f"split: no picture of {folder} is left for {split!r}, which takes pictures that "
+            f"differ from those of the other split; the folder holds {len(first)} different ones"
+        )
+    return pixels[chosen], labels[chosen], classes
+
+
+def held_out(labels: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """The fixed split: whether each image is for testing.
+
+    A tenth of the different images is, at least one of several, of each class as near to a tenth
+    as rounding allows; and all their copies are.
+
+    Args:
+        labels: the class of each image.
+        same: the place of the first image that is equal to each.
+    """
+    rng = np.random.RandomState(SPLIT_SEED)
+    different = same == np.arange(len(same))
+    n = int(different.sum())
+    total = round(HELD_OUT_SHARE * n) or min(n - 1, 1)
+    chosen: list[int] = []
+    passed = 0
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        members = members[different[members]]
+        passed += len(members)
+        # What is due up to this class: rounded class by class, small classes would give nothing.
+        chosen += members[: round(total * passed / n) - len(chosen)].tolist()
+    return np.isin(same, chosen)
+
+
+def padded(picture: Image.Image, size: Size) -> Image.Image:
+    """A picture resized to fit into a height and width with its aspect kept, on a black ground.
+
+    Raises:
+        ValueError: it is so long and thin that nothing would be left of it.
+    """
+    scale = min(size[0] / picture.height, size[1] / picture.width)
+    if round(scale * min(picture.size)) == 0:
+        raise ValueError(
+            f"{picture.height} x {picture.width} pixels leave nothing within {size[0]} x {size[1]}"
+        )
+    return ImageOps.pad(picture, (size[1], size[0]), color=0)
+
+
+# Finding pictures ---------------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """Pictures, the class of each, which are for testing if that is laid out, what to tell."""
+
+    paths: list[Path]
+    names: list[str]
+    in_test: np.ndarray | None
+    notes: list[str]
+
+
+def _find(folder: Path) -> Found:
+    try:
+        everything = list(_tree(folder))
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be looked into: {error.strerror}") from error
+    Image.init()
+    decoded = Image.OPEN.keys() - NO_PIXELS
+    endings = {end for end, kind in Image.registered_extensions().items() if kind in decoded}
+    is_picture = {path: path.suffix.lower() in endings and _is_file(path) for path in everything}
+    notes = []
+    if others := [path for path in everything if not is_picture[path]]:
+        notes.append(f"left out, since Pillow reads no pictures there: {_listed(others, folder)}")
+    found = [(path, path.relative_to(folder).parts) for path in everything if is_picture[path]]
+    if not found:
+        raise ValueError("; ".join([f"source: no pictures in {folder}", *notes]))
+
+    while all(len(parts) > 2 and parts[0] == found[0][1][0] for _, parts in found):
+        found = [(path, parts[1:]) for path, parts in found]  # a folder around all others
+    tops = {parts[0].lower(): parts[0] for _, parts in found if len(parts) > 1}
+    train, test = (next((tops[n] for n in names if n in tops), None) for names in (TRAIN, TEST))
+    in_test = {path: parts[0] == test for path, parts in found}
+    if is_split := bool(train and test):
+        if str(test).lower() not in TEST[:2]:
+            notes.append(f"{test} was taken for the missing test")
+        found = [(path, parts[1:]) for path, parts in found if parts[0] in (train, test)]
+    if any(len(parts) > 1 for _, parts in found):
+        found = [(path, parts) for path, parts in found if len(parts) > 1]
+    paths = [path for path, _ in found]
+    kept = set(paths)
+    if beside := [path for path in everything if is_picture[path] and path not in kept]:
+        notes.append(
+            f"left out, since they lie beside the class folders: {_listed(beside, folder)}"
+        )
+    # macOS writes an accent in two characters, others in one: the same name all the same.
+    names = [parts[0] if len(parts) > 1 else folder.resolve().name for _, parts in found]
+    names = [unicodedata.normalize("NFC", name) for name in names]
+    sides = np.array([in_test[path] for path in paths])
+    if is_split and (new := sorted(set(names) - {names[i] for i in np.flatnonzero(~sides)})):
+        notes.append(f"classes without training pictures: {', '.join(new)}")
+    return Found(paths, names, sides if is_split else None, notes)
+
+
+def _tree(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """All files below a folder that are not hidden, and the folders in which there are none.
+
+    Links are followed, unless they lead back to a folder in which they lie.
+    """
+    above = (*above, folder.resolve())
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        if path.name.startswith(".") or path.name.lower() in CLUTTER:
+            continue
+        if not path.is_dir():
+            yield path
+        elif path.resolve() not in above:
+            yield from list(_tree(path, above)) or [path]
+
+
+def _is_file(path: Path) -> bool:
+    """Whether reading may go well: not a folder, nor a pipe, which would never end."""
+    return path.is_file() or not path.exists()  # a broken link is to be told
+
+
+def _listed(paths: Sequence[Path], folder: Path) -> str:
+    """How many there are of each ending, and the first few."""
+    kinds = Counter(
+        "empty folder" if path.is_dir() else path.suffix.lower() or "without ending"
+        for path in paths
+    )
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    few = ", ".join(str(path.relative_to(folder)) for path in paths[:3])
+    return f"{counts} ({few}{', ...' if len(paths) > 3 else ''})"
+
+
+# Reading them -------------------------------------------------------------------------------------
+
+
+def _read_all(
+    paths: Sequence[Path], size: Size | None, channels: int | None
+) -> tuple[np.ndarray, list[Path]]:
+    """All pictures in one array, and which of them have further frames."""
+    first, _ = _read(paths[0], size, channels)
+    needed, there = 5 * len(paths) * first.size, _memory()  # as uint8 and then as float32
+    if needed > there:
+        raise ValueError(
+            f"size: {len(paths)} pictures like {paths[0]} take {needed / 1e9:.0f} GB, and this "
+            f"machine has {there / 1e9:.0f}; pass a smaller size"
+        )
+
+    def read(path: Path) -> tuple[np.ndarray, bool]:
+        pixels, has_more = _read(path, size, channels)
+        if pixels.shape[:2] != first.shape[:2]:
+            sizes = [" x ".join(map(str, each.shape[:2])) for each in (first, pixels)]
+            raise ValueError(
+                "size: expected size=28, size=(height, width) or the like, since the pictures have "
+                f"several sizes: {paths[0]} has {sizes[0]} pixels, {path} {sizes[1]}"
+            )
+        return pixels, has_more
+
+    with ThreadPoolExecutor() as pool:
+        pictures, more = zip(*pool.map(read, paths), strict=True)
+    levels = np.float32 if any(pixels.dtype == np.float32 for pixels in pictures) else np.uint8
+    color = channels == 3 or any(pixels.ndim == 3 for pixels in pictures)
+    result = np.empty((len(paths), *first.shape[:2], *([3] if color else [])), levels)
+    for row, pixels in enumerate(pictures):
+        pixels = pixels if pixels.dtype == levels else pixels.astype(np.float32) / 255
+        result[row] = pixels[..., None] if color and pixels.ndim == 2 else pixels
+    return result, [path for path, has_more in zip(paths, more, strict=True) if has_more]
+
+
+def _memory() -> float:
+    """The bytes of this machine's memory; infinity where the system does not say."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
+
+
+def _read(path: Path, size: Size | None, channels: int | None) -> tuple[np.ndarray, bool]:
+    """A picture, and whether it has further frames.
+
+    Shape (height, width) if it is gray, else (height, width, 3); uint8, or float32 in [0, 1].
+    """
+    try:
+        # A stream, because Pillow 13 maps files by name into memory, and there an uncompressed TIFF
+        # that lies on its side in the wrong shape.
+        with path.open("rb") as stream, Image.open(stream) as file:
+            # The further frames of a phone's MPO are no frames to a viewer.
+            has_more = getattr(file, "is_animated", False) and file.format != "MPO"
+            is_16_bit = file.mode[:4] == "I;16" or (file.mode == "I" and file.format in _16_BIT)
+            picture = ImageOps.exif_transpose(file)
+        picture = _fine(picture, is_16_bit) if picture.mode[0] in "IF" else _coarse(picture)
+        if channels == 1 and picture.mode == "RGB":
+            picture = picture.convert("L")
+        pixels = np.asarray(padded(picture, size) if size else picture)
+    except Exception as error:  # a reader raises whatever it likes on a damaged file
+        raise DataError(f"{path} cannot be read as an image: {error}") from error
+    # Resizing may overshoot, which Pillow cuts for integers alone.
+    return (pixels.clip(0, 1) if picture.mode == "F" else pixels), has_more
+
+
+_16_BIT = ("PNG", "PPM")  # whose 16-bit levels some versions of Pillow give as 32-bit ones
+
+
+def _fine(picture: Image.Image, is_16_bit: bool) -> Image.Image:
+    """A gray picture of more than 8 bits, in mode F with levels in [0, 1]."""
+    levels = np.asarray(picture)
+    if is_16_bit:
+        levels = np.where(levels == picture.info.get("transparency"), 65535, levels)
+        return Image.fromarray(levels.astype(np.float32) / 65535)
+    if picture.mode != "F":
+        raise ValueError("its 32-bit levels do not say what is white; save it with 8 or 16 bits")
+    if not (levels.min() >= 0 and levels.max() <= 1):
+        raise ValueError(
+            f"expected levels between 0 and 1, got {levels.min():.4g} to {levels.max():.4g}"
+        )
+    return picture
+
+
+def _coarse(picture: Image.Image) -> Image.Image:
+    """A picture of 8 bits or fewer in mode L if it is gray in all its pixels, else RGB."""
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    picture = picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+    if picture.mode == "RGB":
+        pixels = np.asarray(picture)
+        if (pixels == pixels[..., :1]).all():
+            return picture.getchannel(0)
+    return picture
