@@ -39,8 +39,8 @@ class Pass(NamedTuple):
 class VAE(nn.Module):
     """An encoder q(z | x) and a decoder p(x | z), each with one hidden layer.
 
-    The method is that of Kingma and Welling (2014), appendix C; the default sizes 784-400-20 with
-    ReLU units are those of the VAE in the PyTorch examples.
+    Kingma and Welling (2014), appendix C, with ReLU for tanh. The default sizes, 784-400-20, are
+    those of the VAE in PyTorch's examples; the paper has 500 hidden units for MNIST.
 
     Args:
         latent: the size d of z.
@@ -414,8 +414,9 @@ class CVAE(ConditionalVAE):
 class CompletionVAE(ConditionalVAE):
     """A VAE that is shown a part y of the image, and draws the rest x.
 
-    The prior p(z | y) is a network with one hidden layer; Sohn, Lee and Yan (2015), section 4
-    (chapter 11). `vae_book.images.quadrants` cuts the images.
+    The prior p(z | y) is a network with one hidden layer; Sohn, Lee and Yan (2015), section 4, who
+    call x what is shown and y what is drawn (chapter 11). `vae_book.images.quadrants` cuts the
+    images.
 
     Args:
         latent, hidden, likelihood: as for `VAE`.

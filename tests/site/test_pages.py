@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from pybtex.database import parse_file
+
 ROOT = Path(__file__).parents[2]
 REMOTE = re.compile(r"\s*(https?:)?//", re.IGNORECASE)
 # What a browser loads without being asked; a link that a reader may follow is not among it.
@@ -108,6 +110,19 @@ def test_internal_links_lead_somewhere(html_files, parsed):
             ):
                 broken.append((path.name, address))
     assert not broken
+
+
+def test_each_reference_leads_to_its_source(site, parsed):
+    entries = parse_file(str(ROOT / "book/references.bib"), "bibtex").entries.values()
+    starts = {"doi": "https://doi.org/", "eprint": "https://arxiv.org/abs/", "url": ""}
+    addresses = [
+        [start + entry.fields[name] for name, start in starts.items() if name in entry.fields]
+        for entry in entries
+    ]
+    shown = parsed(site / "book/references.html").select("article .citation")
+    linked = [[link["href"] for link in item.select("a.external")] for item in shown]
+    assert sorted(map(sorted, linked)) == sorted(map(sorted, addresses))
+    assert all(linked)
 
 
 def test_front_page_leads_to_the_first_page(site):
