@@ -9,7 +9,7 @@ STAMP := $(VENV)/.ready
 INSTALL := $(BIN)/python tools/install.py
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup book test lab execute index benchmark measure full mutants lint format lock clean
+.PHONY: help setup book pdf test lab execute index benchmark measure full mutants lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -31,6 +31,9 @@ $(STAMP): $(PACKAGES) pyproject.toml
 
 book: $(STAMP) ## Run the chapters on this machine and build the site into _build/html
 	@$(BIN)/python tools/book.py build
+
+pdf: book ## Print the whole book into _build/vae-book.pdf (with a Chromium or Chrome)
+	@$(BIN)/python tools/pdf.py
 
 test: lint ## Check style and types, run the unit tests, every chapter and the site checks
 	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder

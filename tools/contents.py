@@ -1,4 +1,4 @@
-"""The chapters of the table of contents, for the other tools."""
+"""The pages of the table of contents, for the other tools."""
 
 from pathlib import Path
 
@@ -9,10 +9,14 @@ from nbformat import NotebookNode
 
 def chapters(top: Path) -> list[Path]:
     """The notebooks of the table of contents, in its order."""
-    toc = yaml.safe_load((top / "_toc.yml").read_text())
-    files = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
-    paths = [top / f"{file}.ipynb" for file in files]
+    paths = [top / f"{page}.ipynb" for page in pages(top)]
     return [path for path in paths if path.exists()]
+
+
+def pages(top: Path) -> list[str]:
+    """All pages of the table of contents, in its order, as _toc.yml names them."""
+    toc = yaml.safe_load((top / "_toc.yml").read_text())
+    return [toc["root"], *(entry["file"] for part in toc["parts"] for entry in part["chapters"])]
 
 
 def title(notebook: NotebookNode) -> str:

@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,16 +15,9 @@ from bs4 import BeautifulSoup
 from filelock import FileLock
 from playwright.sync_api import Page, sync_playwright
 
+import chromium
+
 ROOT = Path(__file__).parents[2]
-FLAGS = [
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-sync",
-    "--no-first-run",
-    "--no-sandbox",
-]
 
 # Text whose contrast with what is behind it is below 4.5 to 1 (WCAG 2, level AA). A canvas of one
 # pixel mixes transparent colors, and understands every notation of a color.
@@ -130,16 +122,11 @@ def article(page):
 
 @pytest.fixture(scope="module")
 def browser():
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    found = os.environ.get("VAE_BOOK_BROWSER") or next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        pytest.skip(
-            "no browser: install one (Debian: apt install chromium), or set VAE_BOOK_BROWSER to "
-            "the path of a Chromium or Chrome"
-        )
+    if chromium.find() is None:
+        pytest.skip(chromium.MISSING)
     # Not for the whole session: the event loop of playwright would get in the way of other tests.
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=chromium.find(), args=chromium.FLAGS)
         yield browser
         browser.close()
 

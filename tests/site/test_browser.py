@@ -69,6 +69,23 @@ def test_page_is_no_wider_than_the_window(view, size):
     assert view.evaluate(STICKING_OUT) == []
 
 
+def test_equations_fit_the_column_of_a_desktop(view):
+    view.wait_for_timeout(100)  # book.js looks at a formula when its size has changed
+    too_wide = "all => all.map(e => e.textContent.slice(0, 60))"
+    assert view.eval_on_selector_all("mjx-container.more-right, .math.more-right", too_wide) == []
+
+
+def test_what_scrolls_on_a_phone_shows_it_and_can_be_focused(view):
+    view.set_viewport_size(PHONE)
+    view.wait_for_timeout(100)
+    plain = view.evaluate("""() => [...document.querySelectorAll('article *')].filter(e => {
+      const scrolls = getComputedStyle(e).overflowX === 'auto' && e.checkVisibility();
+      const drawn = e.querySelector('mjx-math')?.getBoundingClientRect().width ?? e.scrollWidth;
+      return scrolls && drawn > e.clientWidth + 1 && !e.closest('.more-right[tabindex="0"]');
+    }).map(e => e.outerHTML.slice(0, 100))""")
+    assert plain == []
+
+
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_one_search_box_is_in_sight(view, size):
     view.set_viewport_size(size)
@@ -81,10 +98,8 @@ def test_one_search_box_is_in_sight(view, size):
 def test_text_is_easy_to_read(view, hard_to_read, mode):
     view.emulate_media(color_scheme=mode)
     _unfold(view)
-    view.wait_for_function(
-        f"document.documentElement.dataset.theme === '{mode}' && !document.getAnimations().length",
-        timeout=5000,
-    )
+    view.locator(f"html[data-theme={mode}]").wait_for(state="attached", timeout=5000)
+    view.evaluate("() => Promise.all(document.getAnimations().map(change => change.finished))")
     assert hard_to_read(view) == []
 
 

@@ -1,6 +1,8 @@
 """What can be told from the HTML alone: the build itself misses all of this."""
 
+import base64
 import copy
+import hashlib
 import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -8,6 +10,8 @@ from urllib.parse import unquote, urlsplit
 from pybtex.database import parse_file
 
 ROOT = Path(__file__).parents[2]
+# What MathJax's start loads for itself.
+MATHJAX = ["core.js", "input/tex-full.js", "output/chtml.js", "a11y/assistive-mml.js"]
 REMOTE = re.compile(r"\s*(https?:)?//", re.IGNORECASE)
 # What a browser loads without being asked; a link that a reader may follow is not among it.
 LOADS = {
@@ -128,3 +132,58 @@ def test_each_reference_leads_to_its_source(site, parsed):
 def test_front_page_leads_to_the_first_page(site):
     target = re.search(r'url=([^"]+)"', (site / "index.html").read_text("utf-8"))[1]
     assert (site / target).is_file()
+
+
+def test_a_page_has_a_policy_that_allows_its_own_scripts_alone(html_files):
+    for path in html_files:
+        text = path.read_text("utf-8")
+        if 'http-equiv="Refresh"' in text:  # index.html, which leads to the introduction
+            continue
+        policy = re.search(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+        assert policy, path
+        for part in ("default-src 'none'", "connect-src 'self'", "base-uri 'none'"):
+            assert part in policy[1], path
+        scripts = policy[1].partition("script-src ")[2]
+        assert "unsafe" not in scripts, path
+        inline = re.findall(r"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", text, re.DOTALL)
+        for script in inline:
+            digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+            assert f"'sha256-{digest}'" in scripts, f"{path}: {script[:60]}"
+        assert not re.search(r"<[^>]+\son\w+=\"", text), path
+
+
+def test_numbers_of_figures_and_equations_name_their_chapter(article, docname):
+    chapter = re.match(r"book/0*(\d+)_", docname)
+    numbers = [tag.get_text() for tag in article.select("figcaption .caption-number")]
+    numbers += [tag.get_text() for tag in article.select("div.math > .eqno, span.eqno")]
+    assert numbers or not chapter
+    for kind in ("Fig", "("):
+        found = [text for text in numbers if text.strip().startswith(kind)]
+        counted = [re.search(r"(\d+)\.(\d+)", text) for text in found]
+        if chapter:
+            assert all(counted), found
+            assert [match.groups() for match in counted] == [
+                (chapter[1], str(count)) for count in range(1, len(found) + 1)
+            ]
+
+
+def test_a_page_weighs_under_two_megabytes_before_its_pictures(site, page, docname):
+    folder = (site / docname).parent
+    sources = [tag["src"] for tag in page.select("script[src]")]
+    sources += [tag["href"] for tag in page.select("link[rel=stylesheet], link[rel=preload]")]
+    files = {(folder / unquote(urlsplit(source).path)).resolve() for source in sources}
+    scripts = [site / "_static/mathjax" / name for name in MATHJAX]
+    weight = sum(path.stat().st_size for path in [*files, *scripts, site / f"{docname}.html"])
+    assert weight - embedded(page) < 2_000_000
+
+
+def embedded(page) -> int:
+    """The bytes of the pictures and models that stand in the page itself."""
+    addresses = [tag["src"] for tag in page.select("[src^='data:']")]
+    return sum(map(len, addresses)) + sum(
+        len(tag.get_text()) for tag in page.select("article script")
+    )
+
+
+def test_no_file_is_there_that_no_page_needs(site):
+    assert list(site.rglob("*.map")) == []
