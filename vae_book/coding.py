@@ -200,31 +200,42 @@ class BitsBack:
     and stands at the median of its bin. The network runs in double precision on the CPU, image by
     image: both directions need the same numbers to the last bit.
 
+    The z of an image is drawn from bits that the image before has left, and on top of these lies
+    its z. Such bits are random only if the codes of many images are spread like p(z). So that they
+    always are, the bins are permuted by pseudo-random numbers that both directions know, `pad`.
+
     Args:
         model: the VAE, which is copied.
         levels: how many values a pixel has: 0, 1 / (levels - 1), ..., 1.
         latent_bits: the binary logarithm of the number of bins.
+        seed: of the permutations.
     """
 
-    def __init__(self, model: VAE, levels: int, latent_bits: int) -> None:
+    def __init__(self, model: VAE, levels: int, latent_bits: int, seed: int = 0) -> None:
+        self.latent_bits, self.seed = latent_bits, seed
         self.model = copy.deepcopy(model).cpu().double().eval()
         self.bins = 1 << latent_bits
         self.edges: list[float] = ndtri(np.arange(self.bins + 1) / self.bins).tolist()
         self.medians = torch.from_numpy(ndtri((np.arange(self.bins) + 0.5) / self.bins))
         self.gray = torch.arange(levels, dtype=torch.float64) / (levels - 1)
 
-    def push(self, stack: Stack, symbols: Sequence[int], y: Tensor | None) -> None:
-        """Put an image on the stack: its levels, pixel by pixel."""
+    def push(self, stack: Stack, i: int, symbols: Sequence[int], y: Tensor | None) -> None:
+        """Put image number i on the stack: its levels, pixel by pixel."""
         z = stack.pop(self.posterior(symbols, y))
         stack.push(symbols, self.likelihood(z, y))
-        stack.push(z, self.prior())
+        stack.push(self.pad(i, z), self.prior())
 
-    def pop(self, stack: Stack, y: Tensor | None) -> list[int]:
-        """Take an image from the stack: the same steps, each undone, the last one first."""
-        z = stack.pop(self.prior())
+    def pop(self, stack: Stack, i: int, y: Tensor | None) -> list[int]:
+        """Take image number i from the stack: the same steps, each undone, the last one first."""
+        z = self.pad(i, stack.pop(self.prior()))
         symbols = stack.pop(self.likelihood(z, y))
         stack.push(z, self.posterior(symbols, y))
         return symbols
+
+    def pad(self, i: int, z: Sequence[int]) -> list[int]:
+        """The bins in another order, a new one for each unit and image; twice, it undoes itself."""
+        noise = random.Random((self.seed << 32) + i + 1)
+        return [k ^ noise.getrandbits(self.latent_bits) for k in z]
 
     def prior(self) -> Sequence[Counts]:
         """p(z) over the bins of each unit: all are equally probable."""
@@ -332,7 +343,7 @@ def compress(
         levels: how many values a pixel has, from 2 to 256.
         latent_bits: the binary logarithm of the number of bins for each unit of z, from 1 to 16.
             The bins should be narrower than q(z | x); more of them cost initial bits only.
-        seed: of the initial bits.
+        seed: of the initial bits, and of permutations of the bins.
 
     Raises:
         ValueError: the images, y or the model do not fit, or a number is out of range.
@@ -342,11 +353,11 @@ def compress(
     seed = _in_range("seed", seed, 0, 2**32 - 1)
     model.check_images(images)
     symbols = _as_levels(images, levels).tolist()
-    stack, coder = Stack.random(seed), BitsBack(model, levels, latent_bits)
+    told = _told(y, len(symbols))
+    stack, coder = Stack.random(seed), BitsBack(model, levels, latent_bits, seed)
     with _one_thread():
-        # The last image first, so that the first is popped first.
-        for row, told in reversed(list(zip(symbols, _told(y, len(symbols)), strict=True))):
-            coder.push(stack, row, told)
+        for i in reversed(range(len(symbols))):  # so that the first is popped first
+            coder.push(stack, i, symbols[i], told[i])
     return _write(stack, levels, latent_bits, seed, len(symbols))
 
 
@@ -368,10 +379,11 @@ def decompress(
         ValueError: the file is damaged or not one of `compress`, or y or the model is another.
     """
     facts = file_facts(data)
-    stack, coder = _read(data), BitsBack(model, facts.levels, facts.latent_bits)
+    told, stack = _told(y, facts.n_images), _read(data)
+    coder = BitsBack(model, facts.levels, facts.latent_bits, facts.seed)
     try:
         with _one_thread():
-            symbols = [coder.pop(stack, told) for told in _told(y, facts.n_images)]
+            symbols = [coder.pop(stack, i, told[i]) for i in range(facts.n_images)]
         _check_initial_bits(stack, facts)
     except CodingError as error:
         raise ValueError(
@@ -488,6 +500,7 @@ def yardsticks(
     Raises:
         ValueError: a pixel has another value, the images differ in shape, or there are none.
     """
+    levels = _in_range("levels", levels, 2, 256)
     if train.shape[1:] != images.shape[1:]:
         raise ValueError(
             f"images: expected the shape of those to count, {tuple(train.shape[1:])}, got "
