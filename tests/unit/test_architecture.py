@@ -17,7 +17,7 @@ LAYERS = [
     {"bayes", "data", "linear_gaussian"},
     {"models"},
     {"bounds"},
-    {"checkpoints", "evaluation", "objectives"},
+    {"checkpoints", "coding", "evaluation", "objectives"},
     {"training"},
     {"clinic", "commands", "diagrams", "explorer"},
     {"__main__"},
