@@ -16,7 +16,7 @@ LAYERS = [
     {"distributions"},
     {"bayes", "data", "linear_gaussian"},
     {"models"},
-    {"bounds"},
+    {"bounds", "linear_vae"},
     {"checkpoints", "evaluation", "objectives"},
     {"training"},
     {"clinic", "commands", "diagrams", "explorer"},
