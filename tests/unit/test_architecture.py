@@ -18,7 +18,7 @@ LAYERS = [
     {"models"},
     {"bounds", "linear_vae"},
     {"checkpoints", "evaluation", "objectives"},
-    {"training"},
+    {"budget", "training"},
     {"clinic", "commands", "diagrams", "explorer"},
     {"__main__"},
 ]
