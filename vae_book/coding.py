@@ -1,4 +1,4 @@
-"""Images as a file whose length is the bound: bits-back coding with a VAE (chapter 13).
+"""Images as a file whose length is the bound: bits-back coding with a VAE.
 
 An entropy coder turns a symbol of probability p into -log2 p bits. `Stack` is one, by asymmetric
 numeral systems: what is pushed last is popped first. Popping from random bits *draws* a symbol, and

@@ -16,9 +16,9 @@ LAYERS = [
     {"distributions"},
     {"bayes", "data", "linear_gaussian"},
     {"models"},
-    {"bounds"},
+    {"bounds", "linear_vae"},
     {"checkpoints", "coding", "evaluation", "objectives"},
-    {"training"},
+    {"budget", "training"},
     {"clinic", "commands", "diagrams", "explorer"},
     {"__main__"},
 ]

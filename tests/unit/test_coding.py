@@ -28,9 +28,10 @@ from vae_book.coding import (
     file_facts,
     yardsticks,
 )
-from vae_book.data import binarize, load_mnist
+from vae_book.data import load_images
 from vae_book.device import seeded
 from vae_book.distributions import Distribution
+from vae_book.images import binarize
 from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, Likelihood
 from vae_book.models import CVAE, VAE, CompletionVAE, ConvVAE
 
@@ -76,7 +77,7 @@ def images(n=6, shape=(1, 4, 4), levels=2, seed=1):
 @pytest.fixture(scope="module")
 def digits():
     """A hundred real digits that the model below has not seen, binary."""
-    data = load_mnist("test", "bundled", "cpu").images[::5]
+    data = load_images("test", "bundled", "cpu").images[::5]
     return binarize(data, seeded(1))
 
 
@@ -84,7 +85,7 @@ def digits():
 def trained():
     """A small VAE after a few seconds' training on real digits."""
     torch.manual_seed(0)
-    data = binarize(load_mnist("train", "bundled", "cpu").images, seeded(0))
+    data = binarize(load_images("train", "bundled", "cpu").images, seeded(0))
     model = VAE(latent=8, hidden=64, likelihood=Bernoulli())
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for step in range(300):
@@ -200,7 +201,7 @@ def test_the_length_of_a_file_is_the_negative_bound(trained, digits):
 
 
 def test_it_is_shorter_than_the_yardsticks(trained, digits):
-    train = binarize(load_mnist("train", "bundled", "cpu").images, seeded(0))
+    train = binarize(load_images("train", "bundled", "cpu").images, seeded(0))
     others = yardsticks(train, digits)
     assert file_facts(compress(trained, digits)).bits_per_image < min(others.values())
 
