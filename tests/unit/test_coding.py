@@ -353,7 +353,11 @@ def test_images_that_do_not_fit_are_refused(shapes_unchecked, x, message):
         compress(small(), x)
 
 
-@pytest.mark.parametrize("likelihood", [ContinuousBernoulli(), Gaussian(0.1), Softmax()], ids=str)
+@pytest.mark.parametrize(
+    "likelihood",
+    [ContinuousBernoulli(), Gaussian(0.1), Softmax()],
+    ids=lambda each: type(each).__name__,
+)
 def test_a_likelihood_without_probabilities_of_these_levels_is_refused(likelihood):
     with pytest.raises(ValueError, match="model: expected a likelihood that gives the 2 levels"):
         compress(small(likelihood=likelihood), images())
