@@ -18,7 +18,7 @@ from vae_book.device import seeded, standard_normal
 from vae_book.evaluation import chunks
 from vae_book.models import VAE
 
-TARGET = 0.65  # of the acceptance; Neal (2011), section 5.4.4, for many dimensions
+TARGET = 0.65  # of the acceptance; Neal (2011): the best, in many dimensions
 TRIES = 100  # transitions at least in the search for step sizes
 
 
@@ -53,7 +53,7 @@ class Tempered:
 def schedule(n: int, rate: float = 4.0) -> list[float]:
     """The n + 1 values of beta from 0 to 1: of a sigmoid, so that most steps are near both ends.
 
-    Wu et al. (2017), section 4.
+    As in Wu et al. (2017).
 
     Args:
         n: how many steps.
@@ -72,7 +72,7 @@ def leapfrog(
 ) -> tuple[Tensor, Tensor]:
     """Motion on the log-density of that slope: nearly keeps its sum with -|momentum|^2 / 2.
 
-    Neal (2011), section 5.2.3. With the momentum reversed it leads back to where it began.
+    Neal (2011). With the momentum reversed it leads back to where it began.
     """
     momentum = momentum + 0.5 * step * slope(z)
     for _ in range(n_steps - 1):
@@ -93,7 +93,7 @@ def transition(
 ) -> tuple[Float[Tensor, "K n d"], Float[Tensor, "K n"]]:
     """A step of Hamiltonian Monte Carlo, which leaves the tempered posterior as it is.
 
-    Neal (2011), section 5.3.2.
+    Neal (2011).
 
     Args:
         target: the images and their model.
@@ -181,7 +181,7 @@ def anneal(
 ) -> Annealed:
     """Chains from the prior to the posterior; or, from given z, from the posterior to the prior.
 
-    Neal (2001), equations 4 to 9, with the transitions of Wu et al. (2017), section 3. Forwards the
+    Neal (2001), with the transitions of Wu et al. (2017). Forwards the
     weights average to p(x), so that the logarithm of their average is on average too low.
     Backwards, from exact draws of the posterior, their inverses average to 1 / p(x): too high
     (Grosse, Ghahramani and Adams, 2015).
