@@ -18,7 +18,7 @@ LAYERS = [
     {"models"},
     {"bounds", "linear_vae"},
     {"checkpoints", "coding", "evaluation", "objectives"},
-    {"budget", "training"},
+    {"annealing", "budget", "training"},
     {"clinic", "commands", "diagrams", "explorer"},
     {"__main__"},
 ]
