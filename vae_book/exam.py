@@ -82,6 +82,7 @@ class Exam:
         self.images = images[:MOST].detach()
         self.told = () if labels is None else (labels[:MOST],)
         self.modules = modules_of(encode, decode, loss)
+        self.training = all(each.training for each in self.modules)
         self.n, self.pixels = len(self.images), self.images[0].numel()
 
     # What the model says, in evaluation mode ------------------------------------------------------
@@ -106,7 +107,12 @@ class Exam:
     def encoded(self) -> Encoded:
         """q(z | x) of the images."""
         with self.evaluating():
-            return self.encoding(self.images, *self.told)
+            encoded = self.encoding(self.images, *self.told)
+        if self.spread in ("std", "var") and bool((encoded.spread < 0).any()):
+            raise ValueError(
+                f"spread: expected what encode returns, got {self.spread!r}, but some are negative"
+            )
+        return encoded
 
     @cached_property
     def q_z(self) -> Normal:
@@ -142,12 +148,10 @@ class Exam:
 
     @cached_property
     def decoded(self) -> Any:
-        """What the decoder makes of one draw of z for each image."""
+        """What the decoder makes of the mean of z of each image."""
         with self.evaluating():
             z = self.encoded.normal(self.encoded.kind or self.spread or self.encoded.likely).mean
-            decoded = self.meant(called("decode", self.decode, z, *self.told))
-            self.score(decoded, self.families[0])
-            return decoded
+            return self.meant(called("decode", self.decode, z, *self.told))
 
     def meant(self, decoded: Any) -> Any:
         """The decoder's output, with the likelihood of the book if one was given."""
@@ -157,7 +161,7 @@ class Exam:
 
     def p_x(self, decoded: Any, family: str) -> Distribution:
         """p(x | z) as a distribution that scores whatever lies between its values."""
-        found = copy.copy(read_decoded(decoded, family, self.n * self.pixels))
+        found = copy.copy(read_decoded(decoded, family, self.n, self.pixels))
         found._validate_args = False
         return found
 
@@ -184,16 +188,14 @@ class Exam:
 
     @property
     def families(self) -> Sequence[str]:
-        """What the decoder's tensor may stand for, the likeliest first."""
-        if isinstance(self.likelihood, str):
-            found = list(LIKELIHOODS[self.likelihood])
-        else:
-            found = list(FAMILIES) if self.likelihood is None else ["logits"]
-        if isinstance(vars(self).get("decoded"), Tensor) and len(found) > 1:
-            out = self.decoded
-            inside = bool(((out >= 0) & (out <= 1)).all())
-            found.sort(key=lambda each: ("probabilities" in each) != inside)
-        return found
+        """What the decoder's output may stand for, the likeliest first."""
+        if not isinstance(self.decoded, Tensor) or self.own_likelihood:
+            return ["its own"]
+        out = self.decoded
+        inside = bool(((out >= 0) & (out <= 1)).all())
+        found = FAMILIES if self.likelihood is None else LIKELIHOODS[str(self.likelihood)]
+        possible = [each for each in found if inside or "probabilities" not in each]
+        return sorted(possible, key=lambda each: ("probabilities" in each) != inside)
 
     @cached_property
     def family(self) -> str:
@@ -232,20 +234,6 @@ class Exam:
         if isinstance(out, Bernoulli):
             return bool(out._validate_args)
         return self.likelihood == "bernoulli"
-
-    @cached_property
-    def log_weights(self) -> Tensor:
-        """log p(x, z) - log q(z | x) for draws of z, shape (draws, n)."""
-        with self.evaluating():
-            z = self.q_z.sample((DRAWS,))
-            log_likelihood = torch.cat([
-                self.score(self.meant(called("decode", self.decode, each, *self.told)),
-                           self.family)
-                for each in z
-            ])  # fmt: skip
-            shape = (DRAWS, self.n)
-            log_p, log_q = self.p_z.log_prob(z), self.q_z.log_prob(z)
-            return log_likelihood + summed(log_p, *shape) - summed(log_q, *shape)
 
     @cached_property
     def unit_kl(self) -> Tensor:
@@ -304,8 +292,18 @@ class Exam:
             raise NotChecked("the loss has no gradient; is it computed inside torch.no_grad()?")
         if all(not each.any() for each in gradients(seen.loss, _outputs(seen))):
             raise NotChecked("no gradient of the loss reaches what the decoder returned")
-        families = self.families if isinstance(seen.decoded[0], Tensor) else self.families[:1]
-        return likelihood_term(seen, self.score, families)
+        return likelihood_term(seen, self.score, self.families)
+
+    @cached_property
+    def log_weights(self) -> Tensor:
+        """log p(x, z) - log q(z | x) for new draws of z, shape (draws, n), in the loss's mode."""
+        q_z = self.seen.encoded.normal(self.kind)
+        with mode(self.modules, training=True), torch.no_grad():
+            z = q_z.sample((DRAWS,))
+            decoded = [self.meant(called("decode", self.decode, each, *self.told)) for each in z]
+            log_likelihood = torch.cat([self.score(each, self.family) for each in decoded])
+            log_p, log_q = (summed(each.log_prob(z), DRAWS, self.n) for each in (self.p_z, q_z))
+        return log_likelihood + log_p - log_q
 
     @cached_property
     def seen_log_weights(self) -> Tensor:

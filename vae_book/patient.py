@@ -99,7 +99,7 @@ def read_encoded(encoded: Any) -> Encoded:
     return Encoded(pair[0], pair[1], None)
 
 
-def read_decoded(decoded: Any, family: str, pixels: int) -> Distribution:
+def read_decoded(decoded: Any, family: str, n: int, pixels: int) -> Distribution:
     """p(x | z) as a distribution of torch's, from a tensor, a distribution, or the book's.
 
     Raises:
@@ -116,9 +116,10 @@ def read_decoded(decoded: Any, family: str, pixels: int) -> Distribution:
             "decode: expected a tensor of logits, probabilities or means, or a distribution, got "
             f"{type(decoded).__name__}; for other outputs give likelihood=f(images, decoded)"
         )
-    if decoded.numel() % pixels:
+    if decoded.numel() % (n * pixels):
         raise ValueError(
-            f"decode: expected {pixels} numbers for an image, got shape {tuple(decoded.shape)}"
+            f"decode: expected {pixels} numbers for each of {n} images, got shape "
+            f"{tuple(decoded.shape)}; for other outputs give likelihood=f(images, decoded)"
         )
     return FAMILIES[family](decoded)
 
@@ -165,15 +166,25 @@ def watched(function: Function) -> Iterator[list[Call]]:
     """
     calls: list[Call] = []
     with ExitStack() as stack:
-        owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
+        owner = getattr(function, "__self__", None)
         if isinstance(function, nn.Module):
             hook = function.register_forward_hook(
                 lambda _, given, result: calls.append(Call(given[0] if given else None, result))
             )
             stack.callback(hook.remove)
-        elif hasattr(owner, "__dict__") and not inspect.isclass(owner):
+        elif name := _name_in(owner, function):
             _intercept(stack, owner, name, calls)
         yield calls
+
+
+def _name_in(owner: object, function: Function) -> str | None:
+    """Under which name an object has this method, if it can be given another in its place."""
+    if owner is None or inspect.isclass(owner) or not hasattr(owner, "__dict__"):
+        return None
+    own = {name: each for name, each in vars(owner).items() if each == function}
+    held = [vars(kind) for kind in type(owner).__mro__]
+    wanted = getattr(function, "__func__", None)
+    return next(iter([*own, *(n for each in held for n, v in each.items() if v is wanted)]), None)
 
 
 def _intercept(stack: ExitStack, owner: object, name: str, calls: list[Call]) -> None:
