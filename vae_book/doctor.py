@@ -216,15 +216,15 @@ def output(exam: Exam) -> Finding:
     p_x = None if exam.own_likelihood else exam.p_x(exam.decoded, exam.family)
     if not isinstance(p_x, Bernoulli) or exam.family == "probabilities":
         return _ok("no logits")
-    logits = p_x.logits
-    low, high = logits.min().item(), logits.max().item()
-    if low >= 0 and high <= 1 and low < high:
+    low, high = p_x.logits.min().item(), p_x.logits.max().item()
+    far = exam.p_x(exam.far, exam.family).logits  # type: ignore[attr-defined]  # Bernoulli as well
+    if low >= 0 and high <= 1 and bool(((far >= 0) & (far <= 1)).all()):
         return _fault(
             "sigmoid-twice",
             f"all logits lie between {low:.2f} and {high:.2f}, as if a sigmoid had made them",
             "leave out the decoder's sigmoid, or score probabilities by binary_cross_entropy "
             "without logits",
-            _once(exam, logits),
+            _once(exam, p_x.logits),
         )
     return _ok(f"the logits go from {low:.1f} to {high:.1f}")
 

@@ -153,6 +153,13 @@ class Exam:
             z = self.encoded.normal(self.encoded.kind or self.spread or self.encoded.likely).mean
             return self.meant(called("decode", self.decode, z, *self.told))
 
+    @cached_property
+    def far(self) -> Any:
+        """What the decoder makes of codes far out, where all but a sigmoid leaves [0, 1]."""
+        with self.evaluating():
+            z = 100 * torch.randn_like(self.encoded.mu)
+            return self.meant(called("decode", self.decode, z, *self.told))
+
     def meant(self, decoded: Any) -> Any:
         """The decoder's output, with the likelihood of the book if one was given."""
         if isinstance(self.likelihood, likelihoods.Likelihood) and isinstance(decoded, Tensor):
@@ -191,8 +198,7 @@ class Exam:
         """What the decoder's output may stand for, the likeliest first."""
         if not isinstance(self.decoded, Tensor) or self.own_likelihood:
             return ["its own"]
-        out = self.decoded
-        inside = bool(((out >= 0) & (out <= 1)).all())
+        inside = all(bool(((each >= 0) & (each <= 1)).all()) for each in (self.decoded, self.far))
         found = FAMILIES if self.likelihood is None else LIKELIHOODS[str(self.likelihood)]
         possible = [each for each in found if inside or "probabilities" not in each]
         return sorted(possible, key=lambda each: ("probabilities" in each) != inside)

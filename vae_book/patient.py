@@ -82,9 +82,10 @@ def read_encoded(encoded: Any) -> Encoded:
     if isinstance(encoded, Normal):
         return Encoded(encoded.loc, encoded.scale, "std")
     if isinstance(encoded, MultivariateNormal):
-        if bool((encoded.scale_tril.tril(-1) != 0).any()):
+        factor = encoded._unbroadcasted_scale_tril  # its draws come from this one
+        if bool((factor.tril(-1) != 0).any()):
             raise ValueError("encode: expected a diagonal Gaussian, got one with correlations")
-        return Encoded(encoded.loc, encoded.scale_tril, "scale_tril")
+        return Encoded(encoded.loc, factor, "scale_tril")
     pair = tuple(encoded)[:2] if isinstance(encoded, Sequence) else ()
     if len(pair) < 2 or not all(isinstance(each, Tensor) for each in pair):
         raise ValueError(
