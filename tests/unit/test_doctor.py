@@ -654,6 +654,35 @@ def test_codes_may_have_any_shape(x):
     assert report["scale and sign of both terms"].verdict == "ok"
 
 
+def test_batch_norm_in_both_networks_is_no_fault_and_keeps_its_statistics(x):
+    torch.manual_seed(0)
+    model = Script()
+    model.fc3 = nn.Sequential(nn.Linear(UNITS, 64), nn.BatchNorm1d(64))
+    statistics = model.fc3[1].running_mean
+    report = diagnose(model.encode, model.decode, x, loss=model.loss)
+    assert report.healthy, str(report)
+    assert report["scale and sign of both terms"].verdict == "ok"
+    assert model.fc3[1].running_mean is statistics
+    assert not statistics.any()
+
+
+def nearly_continuous(self, made, x):
+    """The continuous Bernoulli with the first terms of a series for probabilities near 0.5."""
+    near = made.clamp(0.45, 0.55)
+    series = math.log(2) + 4 / 3 * (near - 0.5) ** 2
+    far = torch.where(near == made, 0.4, made)
+    exact = (2 * torch.atanh(1 - 2 * far) / (1 - 2 * far)).log()
+    constant = torch.where(near == made, series, exact)
+    return F.binary_cross_entropy(made, x, reduction="sum") - constant.sum()
+
+
+def test_a_formula_that_is_exact_to_a_thousandth_is_no_fault(script, x):
+    for model in (Script(), broken(script)):
+        model.bce = nearly_continuous.__get__(model)
+        report = diagnose(model.encode, model.decode, x, loss=model.loss)
+        assert report.healthy, str(report)
+
+
 # Bad input ----------------------------------------------------------------------------------------
 
 
