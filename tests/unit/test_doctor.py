@@ -568,6 +568,19 @@ def test_the_same_seed_gives_the_same_report(script, x):
     assert first != other
 
 
+@pytest.mark.parametrize("watchable", [True, False])
+def test_the_loss_is_called_once(script, x, watchable):
+    calls = []
+
+    def loss(images):
+        calls.append(len(images))
+        return script.loss(images)
+
+    encode = script.encode if watchable else lambda images: script.encode(images)
+    diagnose(encode, script.decode, x, loss=loss)
+    assert calls == [64]
+
+
 def test_functions_that_cannot_be_watched_are_said_to_be_so(script, x):
     report = diagnose(lambda x: script.encode(x), script.decode, x, loss=script.loss)
     assert report.healthy
