@@ -1,4 +1,4 @@
-"""The command line: ``python -m vae_book train``, ``sample`` and ``evaluate``."""
+"""The command line: ``python -m vae_book train``, ``sample``, ``evaluate`` and ``doctor``."""
 
 import argparse
 import sys
@@ -117,6 +117,19 @@ def _parser() -> argparse.ArgumentParser:
     _number(evaluate, "--samples", 1, "draws of z for each image")
     _seed(evaluate, "of those draws, and of binary pixels for a model of binary images")
     evaluate.add_argument("--json", action="store_true", help="print JSON for other programs")
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="look for mistakes in a VAE of your own",
+        description="Print what vae_book.doctor.diagnose finds in a VAE of your own; exit code 1 "
+        "if it finds a fault. MAKE_VAE is called without arguments and returns a dictionary of "
+        "diagnose's arguments: encode, decode, and as far as there are any images, loss, "
+        "likelihood, labels, prior, draw, spread, beta, seed. Without images it gets 64 of the "
+        "bundled digits, shape (64, 1, 28, 28).",
+    )
+    doctor.add_argument(
+        "make_vae", metavar="MODULE:MAKE_VAE", help="where it is, such as my_module:make_vae"
+    )
     return parser
 
 

@@ -1,8 +1,10 @@
-"""What the command line does: train a model, draw from it, measure it.
+"""What the command line does: train a model, draw from it, measure it, look at one of your own.
 
 `vae_book.__main__` reads the arguments; each command of its own is a function here.
 """
 
+import importlib
+import inspect
 import json as json_format
 import math
 from dataclasses import asdict, replace
@@ -16,6 +18,7 @@ from vae_book import parallel
 from vae_book.checkpoints import read_checkpoint
 from vae_book.data import Split, load_images
 from vae_book.device import best_device, seeded
+from vae_book.doctor import diagnose
 from vae_book.evaluation import average_elbo
 from vae_book.images import Images, binarize
 from vae_book.likelihoods import Bernoulli
@@ -117,6 +120,48 @@ def evaluate(
     print(f"KL              {bound.kl:.3f}")
     for name, value in asdict(bound.protocol).items():
         print(f"{name:<15} {value}")
+
+
+def doctor(*, make_vae: str) -> None:
+    """Print what `diagnose` finds in the VAE that a function of the reader's makes.
+
+    Raises:
+        ValueError: there is no such function, or it returns something else than the arguments.
+        SystemExit: with code 1, if a fault was found.
+    """
+    arguments = _made_by(make_vae)
+    unknown = arguments.keys() - inspect.signature(diagnose).parameters.keys()
+    if unknown or not {"encode", "decode"} <= arguments.keys():
+        raise ValueError(
+            f"{make_vae}: expected the arguments of vae_book.doctor.diagnose, at least 'encode' "
+            f"and 'decode', got {', '.join(sorted(arguments)) or 'nothing'}"
+        )
+    if "images" not in arguments:
+        digits = load_mnist("test", "bundled", "cpu").images
+        arguments["images"] = digits[:: len(digits) // 64][:64]  # they are sorted by class
+    report = diagnose(**arguments)
+    print(report)
+    if not report.healthy:
+        raise SystemExit(1)
+
+
+def _made_by(make_vae: str) -> dict:
+    name, _, attribute = make_vae.partition(":")
+    if not name or not attribute:
+        raise ValueError(f"make_vae: expected my_module:make_vae, got {make_vae!r}")
+    try:
+        made = getattr(importlib.import_module(name), attribute)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{make_vae}: {error}; is it in this folder or installed?") from error
+    except AttributeError as error:
+        raise ValueError(f"{make_vae}: {error}") from error
+    arguments = made() if callable(made) else made
+    if not isinstance(arguments, dict):
+        raise ValueError(
+            f"{make_vae}: expected a function that returns a dictionary, got "
+            f"{type(arguments).__name__}"
+        )
+    return dict(arguments)
 
 
 def _scorable(model: VAE, data: Images, seed: int) -> Images:

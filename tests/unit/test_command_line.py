@@ -439,6 +439,79 @@ def test_bad_arguments_are_explained(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+# doctor -------------------------------------------------------------------------------------------
+
+MODULE = """
+import torch
+from torch import nn
+
+encoder, decoder = nn.Linear(784, 4), nn.Linear(2, 784)
+
+class Model:
+    def encode(self, x):
+        return encoder(x.flatten(1)).chunk(2, 1)
+
+    def decode(self, z):
+        return decoder(z)
+
+    def loss(self, x):
+        mu, log_var = self.encode(x)
+        logits = self.decode(mu + (0.5 * log_var).exp() * torch.randn_like(mu))
+        cross_entropy = nn.functional.binary_cross_entropy_with_logits(
+            logits, x.flatten(1), reduction="sum")
+        return cross_entropy + SIGN * 0.5 * (mu**2 + log_var.exp() - 1 - log_var).sum()
+
+def make_vae():
+    model = Model()
+    return {"encode": model.encode, "decode": model.decode, "loss": model.loss}
+
+def makes_nothing():
+    return None
+
+def makes_something_else():
+    return {"encode": Model().encode, "model": Model()}
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """A module of the reader's in the folder where the command runs."""
+    monkeypatch.syspath_prepend(tmp_path)
+    yield lambda sign: (tmp_path / "my_own.py").write_text(MODULE.replace("SIGN", sign))
+    sys.modules.pop("my_own", None)
+
+
+def test_doctor_prints_the_report_of_a_healthy_model(own_module, capsys):
+    own_module("1")
+    main(["doctor", "my_own:make_vae"])
+    printed = capsys.readouterr().out
+    assert "ok           scale and sign of both terms: log-likelihood summed, KL summed" in printed
+    assert printed.endswith("found: no fault\n")
+
+
+def test_doctor_ends_with_code_1_where_it_finds_a_fault(own_module, capsys):
+    own_module("-1")
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor", "my_own:make_vae"])
+    assert stop.value.code == 1
+    assert capsys.readouterr().out.endswith("found: kl-sign\n")
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("my_own", "make_vae: expected my_module:make_vae, got 'my_own'"),
+        ("no_such:make_vae", "no_such:make_vae: No module named 'no_such'; is it in this folder"),
+        ("my_own:make", "my_own:make: module 'my_own' has no attribute 'make'"),
+        ("my_own:makes_nothing", "my_own:makes_nothing: expected a function that returns a dict"),
+        ("my_own:makes_something_else", "my_own:makes_something_else: expected the arguments of"),
+    ],
+)
+def test_doctor_says_what_it_wanted(own_module, capsys, where, message):
+    own_module("1")
+    assert refused(capsys, ["doctor", where]).startswith(f"vae_book: error: {message}")
+
+
 # --help -------------------------------------------------------------------------------------------
 
 
@@ -446,7 +519,7 @@ def test_help_runs_as_a_module_and_does_not_wait_for_torch():
     program = [sys.executable, "-X", "importtime", "-m", "vae_book", "--help"]
     done = subprocess.run(program, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: python -m vae_book [-h] COMMAND")
-    for word in ("train", "sample", "evaluate", "VAE_BOOK_DEVICE"):
+    for word in ("train", "sample", "evaluate", "doctor", "VAE_BOOK_DEVICE"):
         assert word in done.stdout
     assert "argparse" in done.stderr
     assert "torch" not in done.stderr
