@@ -23,8 +23,9 @@ from vae_book.checkpoints import write_checkpoint
 from vae_book.data import DataError, Images, binarize, load_mnist, quadrants
 from vae_book.device import best_device, describe, seeded
 from vae_book.evaluation import Bound, active_units, average_elbo, log_likelihood
+from vae_book.history import History
 from vae_book.models import VAE, CompletionVAE, ConvVAE
-from vae_book.training import History, fit
+from vae_book.training import fit
 
 RESULTS = Path(__file__).parents[1] / "book" / "results"
 SEEDS = (0, 1, 2)

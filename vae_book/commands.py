@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
 
@@ -17,9 +18,10 @@ from vae_book.checkpoints import read_checkpoint
 from vae_book.data import Images, Split, binarize, load_mnist
 from vae_book.device import best_device, seeded
 from vae_book.evaluation import average_elbo
+from vae_book.history import History
 from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
-from vae_book.training import History, fit
+from vae_book.training import fit
 
 PAIRS = 8  # held-out images shown above their reconstructions
 SAMPLES = 64  # images from the prior, shown as 8 x 8
@@ -86,6 +88,7 @@ def train(
 def sample(*, checkpoint: Path, n: int, seed: int, out: Path) -> None:
     """Write ``n`` images from the prior of a trained model as one picture."""
     images = read_checkpoint(checkpoint).model().sample(n, seeded(seed))
+    _check_finite(checkpoint, images)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_image(images, out, nrow=math.ceil(math.sqrt(n)))
 
@@ -97,9 +100,13 @@ def evaluate(
     trained = read_checkpoint(checkpoint)
     model = trained.model()
     device = next(model.parameters()).device
-    data = load_mnist(split, source or trained.settings["source"], device)
+    source = source or trained.settings.get("source")
+    if not isinstance(source, str):
+        raise ValueError(f"source: {checkpoint} does not say what to measure on; add --source")
+    data = load_mnist(split, source, device)
     scored = _scorable(model, data, seed)
     bound = average_elbo(model, scored, n_samples=samples, seed=seed)
+    _check_finite(checkpoint, bound.value, bound.standard_error, bound.kl)
     if scored is not data:
         pixels = f"binary, drawn from the gray levels with seed {seed}"
         bound = replace(bound, protocol=replace(bound.protocol, pixels=pixels))
@@ -113,6 +120,14 @@ def evaluate(
     print(f"KL              {bound.kl:.3f}")
     for name, value in asdict(bound.protocol).items():
         print(f"{name:<15} {value}")
+
+
+def _check_finite(checkpoint: Path, *results: Tensor | float) -> None:
+    if not all(torch.as_tensor(each).isfinite().all() for each in results):
+        raise ValueError(
+            f"checkpoint: the model in {checkpoint} gives results that are infinite or not "
+            "numbers, as after steps that were too large; train again with a smaller --lr"
+        )
 
 
 def _scorable(model: VAE, data: Images, seed: int) -> Images:

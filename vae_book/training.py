@@ -1,10 +1,9 @@
 """One training loop for a CPU, a GPU and several processes (chapter 8)."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from vae_book.checks import trusted, whole_number
 from vae_book.data import Images, binarize
 from vae_book.device import describe, seeded, standard_normal
 from vae_book.evaluation import average_elbo
+from vae_book.history import History
 from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
 from vae_book.objectives import Objective
@@ -60,61 +60,6 @@ class Settings:
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
-
-
-@dataclass
-class History:
-    """What `fit` measured, one entry for each epoch, in nats for one image.
-
-    Attributes:
-        reconstruction: -E_q[log p(x | z)] on the training images, averaged while they were used.
-        kl: KL(q(z | x) || p(z)), likewise.
-        loss: what was minimized, likewise; with another objective than the negative ELBO it
-            differs from that.
-        held_out: the negative ELBO of the held-out images after the epoch; empty without them.
-        seconds: how long the epoch's training took.
-        device: where it ran.
-    """
-
-    reconstruction: list[float] = field(default_factory=list)
-    kl: list[float] = field(default_factory=list)
-    loss: list[float] = field(default_factory=list)
-    held_out: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    device: str = ""
-
-    @property
-    def negative_elbo(self) -> list[float]:
-        """That of the training images, by epoch: reconstruction + KL, whatever was minimized."""
-        return [a + b for a, b in zip(self.reconstruction, self.kl, strict=True)]
-
-    @property
-    def epochs(self) -> int:
-        """How many epochs have been trained."""
-        return len(self.kl)
-
-    def rows(self) -> list[tuple[float, ...]]:
-        """A row an epoch: its number, reconstruction, KL, negative ELBO and, if any, held_out."""
-        columns = [self.reconstruction, self.kl, self.negative_elbo]
-        columns += [self.held_out] if self.held_out else []
-        return list(zip(range(1, self.epochs + 1), *columns, strict=True))
-
-    def save(self, path: Path | str) -> None:
-        """Write the history as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
-
-    @classmethod
-    def load(cls, path: Path | str) -> "History":
-        """Read a history that `save` wrote.
-
-        Raises:
-            ValueError: the file is not such a history.
-        """
-        try:
-            stored = json.loads(Path(path).read_text())
-            return cls(**{each.name: stored[each.name] for each in fields(cls)})
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"path: {path} is not a history that fit saved ({error})") from error
 
 
 class Batch(NamedTuple):

@@ -10,7 +10,7 @@ import mutants
 ROOT = Path(__file__).parents[2]
 MODULES = {path.stem: path for path in (ROOT / "vae_book").glob("*.py")}
 LAYERS = [
-    {"checks", "deprecated", "device", "display", "parallel"},
+    {"checks", "deprecated", "device", "display", "history", "parallel"},
     {"figures", "likelihoods", "monte_carlo", "reparameterization"},
     {"divergences", "gradient_estimators"},
     {"distributions"},

@@ -16,9 +16,9 @@ from vae_book.checkpoints import read_checkpoint
 from vae_book.data import DataError, binarize, load_mnist
 from vae_book.device import seeded
 from vae_book.evaluation import average_elbo
+from vae_book.history import History
 from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
-from vae_book.training import History
 
 SMALL = ["--hidden", "8", "--latent", "2", "--batch-size", "16"]  # steps of 16, 16, 16, 16 and 8
 
@@ -365,6 +365,33 @@ def test_the_noise_of_binary_pixels_is_not_that_of_z(train, capsys, monkeypatch)
     evaluated(capsys, checkpoint, "--seed", "5")
     assert len(streams) == 1
     assert streams[0] != seeded(5).initial_seed()
+
+
+def changed(trained, path, **parts):
+    """A copy of a checkpoint with other parts."""
+    torch.save({**torch.load(trained, weights_only=True), **parts}, path)
+    return path
+
+
+@pytest.mark.parametrize("options", [["evaluate"], ["evaluate", "--json"], ["sample"]])
+def test_results_that_are_not_finite_are_an_error(trained, tmp_path, capsys, options):
+    """Weights so large that numbers overflow, as after steps that were too large."""
+    weights = {name: 1e38 * w for name, w in read_checkpoint(trained).weights.items()}
+    checkpoint, out = changed(trained, tmp_path / "run.pt", weights=weights), tmp_path / "a.png"
+    more = ["--out", out] if options == ["sample"] else []
+    line = refused(capsys, [*options, "--checkpoint", checkpoint, *more])
+    assert re.search(r"error: checkpoint: .*run\.pt gives .* not numbers.*smaller --lr", line), line
+    assert not out.exists()
+
+
+def test_a_model_that_does_not_say_what_it_was_trained_on_asks_for_a_source(
+    trained, folder, tmp_path, capsys
+):
+    checkpoint = changed(trained, tmp_path / "run.pt", settings={})
+    line = refused(capsys, ["evaluate", "--checkpoint", checkpoint])
+    assert re.search(r"error: source: .*run\.pt does not say .*add --source", line), line
+    with_source = evaluated(capsys, checkpoint, "--source", str(folder))
+    assert with_source == evaluated(capsys, trained)
 
 
 # Errors -------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The training loop, checked against a loop that is written out with its formulas."""
 
 import itertools
+import json
 import math
 import os
 import subprocess
@@ -15,10 +16,11 @@ from torch.distributions import Normal, kl_divergence
 from vae_book.checkpoints import read_checkpoint
 from vae_book.data import Images, load_mnist, quadrants
 from vae_book.evaluation import average_elbo
+from vae_book.history import History
 from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, optimal_variance
 from vae_book.models import CVAE, VAE, CompletionVAE, ConvVAE
 from vae_book.objectives import Objective
-from vae_book.training import History, fit
+from vae_book.training import fit
 
 N = 10
 SETTINGS = {"batch_size": 4, "lr": 3e-3, "seed": 5}  # steps of 4, 4 and 2 images
@@ -890,12 +892,33 @@ def test_history_comes_back_from_json(tmp_path):
     assert History.load(tmp_path / "history.json") == history
 
 
-@pytest.mark.parametrize("content", ["", '{"kl": [1.0]}', "[1, 2]", "3", '{"kl": [1.', "\xff\xfe"])
-def test_a_damaged_history_is_named(tmp_path, content):
-    path = tmp_path / "history.json"
-    path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"^path: .*history\.json is not a history"):
-        History.load(path)
+def other(history, **changed):
+    return json.dumps({**asdict(history), **changed})
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_a_damaged_history_is_named_with_the_way_out(tmp_path):
+    history, path = fit(tiny(), gray(), epochs=2, **SETTINGS), tmp_path / "history.json"
+    contents = ["", '{"kl": [1.0]}', "[1, 2]", "3", "null", '{"kl": [1.', "\xff\xfe", "[" * 10**5]
+    columns = ("reconstruction", "kl", "loss", "seconds")
+    wrong = (None, [], [1.0], [1.0, None], [1.0, math.nan], [math.inf, 1.0], ["1", "2"], "12")
+    contents += [other(history, **{name: value}) for name in columns for value in wrong]
+    contents += [other(history, held_out=[1.0]), other(history, more=[1.0, 2.0])]
+    for content in contents:
+        path.write_bytes(content.encode("latin-1"))
+        with pytest.raises(ValueError, match=r"^path: .*history\.json is not a .*; delete it"):
+            History.load(path)
+    path.write_text(other(history))
+    assert History.load(path) == history
+
+
+def test_a_history_that_could_not_be_read_back_is_not_written(tmp_path):
+    history = fit(tiny(), gray(), epochs=1, **SETTINGS)
+    history.save(tmp_path / "history.json")
+    before = (tmp_path / "history.json").read_bytes()
+    with pytest.raises(ValueError, match=r"^history: expected finite numbers as kl"):
+        replace(history, kl=[math.nan]).save(tmp_path / "history.json")
+    assert (tmp_path / "history.json").read_bytes() == before
 
 
 # Speed --------------------------------------------------------------------------------------------
