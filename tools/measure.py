@@ -23,6 +23,7 @@ from vae_book.checkpoints import write_checkpoint
 from vae_book.data import DataError, Images, binarize, load_mnist, quadrants
 from vae_book.device import best_device, describe, seeded
 from vae_book.evaluation import Bound, active_units, average_elbo, log_likelihood
+from vae_book.files import replacing
 from vae_book.history import History
 from vae_book.models import VAE, CompletionVAE, ConvVAE
 from vae_book.training import fit
@@ -257,7 +258,8 @@ def main() -> None:
             rows = chapters[name]()
         except DataError as error:
             raise SystemExit(str(error)) from error
-        (RESULTS / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
+        with replacing(RESULTS / f"{name}.json") as part:
+            part.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n")
         for row in rows:
             print(name, *(f"{key}={value}" for key, value in row.items() if value), sep="\n  ")
 

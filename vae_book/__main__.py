@@ -14,15 +14,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Imported here, so that --help need not wait for torch.
         from vae_book import commands, parallel
         from vae_book.data import DataError
+        from vae_book.files import WriteError
     except KeyboardInterrupt:
         print("vae_book: stopped", file=sys.stderr)
         sys.exit(130)
+    again = "; the same command with --resume goes on after the last whole epoch"
+    again = again if command == "train" else ""
     with parallel.process_group():
         try:
             getattr(commands, command)(**options)
         except KeyboardInterrupt:
-            again = "; the same command with --resume goes on after the last whole epoch"
-            _stop(f"stopped{again if command == 'train' else ''}", 130)
+            _stop(f"stopped{again}", 130)
+        except WriteError as error:
+            _stop(f"error: {error}{again}", 2)
         except (ValueError, OSError, DataError) as error:
             _stop(f"error: {error}", 2)
         except Exception:  # a mistake in the program: with its traceback, but only once

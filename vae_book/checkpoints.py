@@ -6,7 +6,6 @@ code.
 
 import inspect
 import io
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vae_book.device import best_device
+from vae_book.files import check_writable, replacing
 from vae_book.history import History
 from vae_book.likelihoods import Likelihood
 from vae_book.models import VAE
@@ -97,18 +97,31 @@ def write_checkpoint(
     history: dict,
     settings: dict,
 ) -> None:
-    """Write a checkpoint, whole or not at all: a crash leaves the one before it in place."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    content = Checkpoint(
+    """Write a checkpoint, whole or not at all: a crash leaves the one before it in place.
+
+    Raises:
+        ValueError: it could not be read back (see `Checkpoint` and `architecture`).
+        WriteError: the disk is full, or see `vae_book.files.replacing`.
+    """
+    found = Checkpoint(
         architecture(model), model.state_dict(), _state(optimizer), history, settings
     )
-    try:
-        torch.save(vars(content), part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    packed = _packed(found)
+    with replacing(path) as part:
+        part.write_bytes(packed)
+
+
+def rehearse_checkpoint(path: Path | str, model: VAE) -> None:
+    """Raise as `write_checkpoint` would, before a run: it changes nothing at ``path``."""
+    weights = _packed(Checkpoint(architecture(model), model.state_dict(), {}, {}, {}))
+    check_writable(path, 3 * len(weights))  # Adam keeps two averages of each weight
+
+
+def _packed(checkpoint: Checkpoint) -> bytes:
+    # In memory: of a full disk torch.save says neither which file nor why.
+    content = io.BytesIO()
+    torch.save(vars(checkpoint), content)
+    return content.getvalue()
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:

@@ -18,6 +18,7 @@ from vae_book.checkpoints import read_checkpoint
 from vae_book.data import Images, Split, binarize, load_mnist
 from vae_book.device import best_device, seeded
 from vae_book.evaluation import average_elbo
+from vae_book.files import replacing
 from vae_book.history import History
 from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
@@ -44,6 +45,7 @@ def train(
 
     Raises:
         ValueError: ``out`` holds a run already and ``resume`` is not asked for, or see `fit`.
+        WriteError: ``out`` cannot be written to.
     """
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists() and not resume:
@@ -58,7 +60,6 @@ def train(
     model = VAE(latent, hidden, likelihood=Bernoulli(relaxed=not binary)).to(device)
     held_out = _scorable(model, held_out, seed)
     done = len(read_checkpoint(checkpoint).history["kl"]) if checkpoint.exists() else 0
-    out.mkdir(parents=True, exist_ok=True)
 
     def show(history: History) -> None:
         _write_pictures(out, history.epochs, model, held_out, seed)
@@ -89,8 +90,8 @@ def sample(*, checkpoint: Path, n: int, seed: int, out: Path) -> None:
     """Write ``n`` images from the prior of a trained model as one picture."""
     images = read_checkpoint(checkpoint).model().sample(n, seeded(seed))
     _check_finite(checkpoint, images)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_image(images, out, nrow=math.ceil(math.sqrt(n)))
+    with replacing(out) as part:
+        save_image(images, part, nrow=math.ceil(math.sqrt(n)))
 
 
 def evaluate(
@@ -145,8 +146,10 @@ def _write_pictures(out: Path, epoch: int, model: VAE, held_out: Images, seed: i
     originals = held_out.images[chosen.to(held_out.images.device)]
     reconstructions = model.decode(model.encode(originals).mu).mean
     pairs = torch.cat([originals, reconstructions])
-    save_image(pairs, out / f"reconstruction_{epoch:04}.png", nrow=len(originals))
-    save_image(model.sample(SAMPLES, seeded(seed)), out / f"sample_{epoch:04}.png")
+    with replacing(out / f"reconstruction_{epoch:04}.png") as part:
+        save_image(pairs, part, nrow=len(originals))
+    with replacing(out / f"sample_{epoch:04}.png") as part:
+        save_image(model.sample(SAMPLES, seeded(seed)), part)
 
 
 def _in_words(history: History) -> str:

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from vae_book.files import replacing
+
 
 @dataclass
 class History:
@@ -49,9 +51,11 @@ class History:
 
         Raises:
             ValueError: `load` would not read it.
+            WriteError: the disk is full, or see `vae_book.files.replacing`.
         """
         stored = asdict(self.checked(**vars(self)))
-        Path(path).write_text(json.dumps(stored, indent=1) + "\n")
+        with replacing(path) as part:
+            part.write_text(json.dumps(stored, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path | str) -> "History":

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vae_book import parallel
 from vae_book.bounds import elbo_terms
-from vae_book.checkpoints import architecture, read_checkpoint, write_checkpoint
+from vae_book.checkpoints import read_checkpoint, rehearse_checkpoint, write_checkpoint
 from vae_book.checks import trusted, whole_number
 from vae_book.data import Images, binarize
 from vae_book.device import describe, seeded, standard_normal
@@ -111,6 +111,8 @@ def fit(
         ValueError: a number is out of range, the data are on another device than the model or do
             not fit it, a checkpoint to resume was made with other settings, or the loss has become
             infinite or not a number.
+        WriteError: the checkpoint cannot be written, found out before the first epoch where that is
+            possible.
     """
     chosen = Settings(**{name: each for name, each in settings.items() if each is not None})
     epochs = whole_number("epochs", epochs)
@@ -125,10 +127,10 @@ def fit(
     }
     if resume and checkpoint is None:
         raise ValueError("resume: expected a checkpoint to go on from, got none")
-    if checkpoint:
-        architecture(model)  # what cannot be saved is refused now, not after the first epoch
     if checkpoint and resume and Path(checkpoint).exists():
         history = History(**read_checkpoint(checkpoint).restore(model, optimizer, shared))
+    if checkpoint and history.epochs < epochs and parallel.is_main():
+        rehearse_checkpoint(checkpoint, model)
     replica = DistributedDataParallel(model) if parallel.world_size() > 1 else model
     for epoch in range(history.epochs, epochs):
         start = time.perf_counter()

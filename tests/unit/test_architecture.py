@@ -10,8 +10,8 @@ import mutants
 ROOT = Path(__file__).parents[2]
 MODULES = {path.stem: path for path in (ROOT / "vae_book").glob("*.py")}
 LAYERS = [
-    {"checks", "deprecated", "device", "display", "history", "parallel"},
-    {"figures", "likelihoods", "monte_carlo", "reparameterization"},
+    {"checks", "deprecated", "device", "display", "files", "parallel"},
+    {"figures", "history", "likelihoods", "monte_carlo", "reparameterization"},
     {"divergences", "gradient_estimators"},
     {"distributions"},
     {"bayes", "data", "linear_gaussian"},

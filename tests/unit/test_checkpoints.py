@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, numbers and never code."""
 
+import errno
 import math
 import os
 import pickle
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from vae_book.checkpoints import read_checkpoint, write_checkpoint
+from vae_book.checkpoints import read_checkpoint, rehearse_checkpoint, write_checkpoint
+from vae_book.files import WriteError
 from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
 from vae_book.models import CVAE, VAE, CompletionVAE, ConvVAE
 
@@ -199,34 +201,33 @@ def test_the_file_holds_numbers_and_no_code(written):
     assert content["weights"].keys() == model.state_dict().keys()
 
 
-@pytest.mark.parametrize("failing", ["save", "replace"])
-def test_a_write_that_fails_leaves_the_old_file_and_no_litter(written, monkeypatch, failing):
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_file_and_no_litter(written, monkeypatch, step):
     path, _, optimizer = written
     before = path.read_bytes()
 
-    def full_disk(content, part):
-        part.write_bytes(b"the beginning of a checkpoint")
-        raise OSError("no space left on device")
+    def full_disk(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def refused(source, target):
-        raise OSError("no space left on device")
-
-    if failing == "save":
-        monkeypatch.setattr(torch, "save", full_disk)
-    else:
-        monkeypatch.setattr(os, "replace", refused)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(os, step, full_disk)
+    with pytest.raises(WriteError, match=r"checkpoint\.pt could not be written: No space left .*"):
         write_checkpoint(path, small(seed=1), optimizer, HISTORY, SETTINGS)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_what_a_killed_process_left_is_cleared_by_the_next_write(written):
-    path, model, optimizer = written
-    path.with_name("checkpoint.pt.part").write_bytes(b"the beginning of a checkpoint")
-    write_checkpoint(path, model, optimizer, {**HISTORY, "kl": [7.0]}, SETTINGS)
-    assert read_checkpoint(path).history["kl"] == [7.0]
+def test_a_rehearsal_changes_nothing_and_needs_the_room_of_a_checkpoint(written, monkeypatch):
+    path, model, _ = written
+    before, rehearsed = path.read_bytes(), []
+    monkeypatch.setattr(os, "fsync", lambda number: rehearsed.append(os.fstat(number).st_size))
+    rehearse_checkpoint(path, model)
+    assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
+    assert len(rehearsed) == 1
+    assert len(before) <= rehearsed[0]
+    model.to_mu.bias.data[0] = math.nan
+    with pytest.raises(ValueError, match=r"^weights: to_mu.bias: expected finite"):
+        rehearse_checkpoint(path, model)
 
 
 def test_a_checkpoint_has_the_permissions_of_other_files(written):

@@ -16,6 +16,7 @@ from torch.distributions import Normal, kl_divergence
 from vae_book.checkpoints import read_checkpoint
 from vae_book.data import Images, load_mnist, quadrants
 from vae_book.evaluation import average_elbo
+from vae_book.files import WriteError
 from vae_book.history import History
 from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, optimal_variance
 from vae_book.models import CVAE, VAE, CompletionVAE, ConvVAE
@@ -881,6 +882,18 @@ def test_a_run_that_diverges_stops_and_leaves_the_last_good_checkpoint(tmp_path)
     with pytest.raises(ValueError, match=r"^lr: the loss of epoch 3 is (inf|nan).*0\.003"):
         fit(model, gray(), epochs=4, checkpoint=path, on_epoch=spoil, **SETTINGS)
     assert len(read_checkpoint(path).history["kl"]) == 2
+
+
+@pytest.mark.parametrize("where", ["folder", "file/run.pt"])
+def test_a_checkpoint_that_cannot_be_written_is_found_before_the_first_epoch(tmp_path, where):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    model, shown = tiny(), []
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(WriteError, match=f"{where} could not be written"):
+        fit(model, gray(), epochs=1, checkpoint=tmp_path / where, on_epoch=shown.append)
+    assert not shown
+    assert all(map(torch.equal, before, model.parameters()))
 
 
 # History on disk ----------------------------------------------------------------------------------
