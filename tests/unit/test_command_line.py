@@ -181,8 +181,9 @@ def test_the_seed_governs_the_whole_run(train):
 def test_options_reach_the_run(train):
     run = read_checkpoint(train("--lr", "0.01", "--seed", "4") / "checkpoint.pt")
     assert (run.settings["lr"], run.settings["seed"]) == (0.01, 4)
-    assert (run.settings["batch_size"], run.settings["images"]) == (16, 72)
-    assert (run.settings["held_out"], run.settings["resample"]) == (8, False)
+    assert (run.settings["batch_size"], run.settings["resample"]) == (16, False)
+    assert run.settings["images"].startswith("72 images")
+    assert run.settings["held_out"].startswith("8 images")
     assert (run.architecture["latent"], run.architecture["hidden"]) == (2, 8)
     assert run.model("cpu").likelihood == Bernoulli(relaxed=True)
 

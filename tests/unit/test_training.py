@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -784,6 +785,18 @@ def test_a_checkpoint_is_ignored_unless_resume_asks_for_it(tmp_path):
     assert_same_state(first, second)
 
 
+def flipped(data, part):
+    """The same data but for one bit."""
+    content = getattr(data, part).clone()
+    content.view(torch.uint8).view(-1)[0] ^= 1
+    return replace(data, **{part: content})
+
+
+def swapped(data):
+    """The same images in another order."""
+    return replace(data, images=data.images[[1, 0, *range(2, len(data))]])
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -800,8 +813,14 @@ def test_a_checkpoint_is_ignored_unless_resume_asks_for_it(tmp_path):
         ({"objective": Objective(warm_up=2)}, "'warm_up': 2"),
         ({"objective": Objective(free_nats=0.1)}, "'free_nats': 0.1"),
         ({"objective": Objective(penalty="naive")}, "'penalty': 'naive'"),
-        ({"held_out": gray(5)}, "held_out was None and is now 5"),
-        ({"data": gray(11)}, "images was 10 and is now 11"),
+        ({"held_out": gray(5)}, "held_out was None and is now '5 images of SHA-256 "),
+        ({"data": gray(11)}, " and is now '11 images of SHA-256 "),
+        ({"data": gray(seed=8)}, "images was '10 images of SHA-256 "),
+        ({"data": flipped(gray(), "images")}, "images was '10 images of SHA-256 "),
+        ({"data": flipped(gray(), "labels")}, "images was '10 images of SHA-256 "),
+        ({"data": swapped(gray())}, "images was '10 images of SHA-256 "),
+        ({"data": replace(gray(), images=gray().images.double())}, "images was '10 images of "),
+        ({"data": replace(gray(), told=torch.zeros(10, 1))}, "images was '10 images of SHA-256 "),
         ({"data": replace(gray(), source="other")}, "source was 'random' and is now 'other'"),
         ({"model": tiny(latent=2)}, "latent was 3 and is now 2"),
         ({"model": tiny(hidden=7)}, "hidden was 6 and is now 7"),
@@ -882,6 +901,60 @@ def test_a_run_that_diverges_stops_and_leaves_the_last_good_checkpoint(tmp_path)
     with pytest.raises(ValueError, match=r"^lr: the loss of epoch 3 is (inf|nan).*0\.003"):
         fit(model, gray(), epochs=4, checkpoint=path, on_epoch=spoil, **SETTINGS)
     assert len(read_checkpoint(path).history["kl"]) == 2
+
+
+class Jump(torch.optim.Adam):
+    """Adam whose last step of an epoch is too large for some number."""
+
+    place = ""
+
+    def step(self, closure=None):
+        super().step(closure)
+        parameter = self.param_groups[0]["params"][0]
+        self.steps = getattr(self, "steps", 0) + 1
+        if self.steps == 6:  # the last of the second epoch
+            where = parameter.data if self.place == "weights" else self.state[parameter][self.place]
+            where.view(-1)[0] = math.inf if self.place == "exp_avg_sq" else math.nan
+
+
+@pytest.mark.parametrize("place", ["weights", "exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize("held_out", [None, gray(6, seed=1)])
+def test_a_last_step_that_is_too_large_is_not_kept(tmp_path, monkeypatch, place, held_out):
+    """The losses of the epoch were finite still."""
+    path, shown = tmp_path / "run.pt", []
+    monkeypatch.setattr(Jump, "place", place)
+    monkeypatch.setattr(torch.optim, "Adam", Jump)
+    with pytest.raises(ValueError, match=r"^lr: the loss of epoch 2 .* smaller steps than 0\.003"):
+        fit(
+            tiny(),
+            gray(),
+            epochs=3,
+            checkpoint=path,
+            held_out=held_out,
+            on_epoch=lambda history: shown.append(history.epochs),
+            **SETTINGS,
+        )
+    assert shown == [1]
+    assert len(read_checkpoint(path).history["kl"]) == 1
+
+
+class Strict(Bernoulli):
+    """A likelihood that itself refuses what is not a number, as torch.distributions does."""
+
+    def pixel_log_prob(self, x, params):
+        """That of Bernoulli."""
+        if not params.isfinite().all():
+            raise ValueError("logits: expected finite numbers")
+        return super().pixel_log_prob(x, params)
+
+
+@pytest.mark.parametrize("likelihood", [None, Strict(relaxed=True)])
+@pytest.mark.parametrize("lr", [10.0, 1e20])
+def test_steps_that_are_too_large_are_said_to_be_whatever_notices_it(likelihood, lr):
+    model = tiny(likelihood=likelihood)
+    said = rf"^lr: the loss of epoch \d+ .* smaller steps than {re.escape(f'{lr:g}')}"
+    with pytest.raises(ValueError, match=said):
+        fit(model, gray(), epochs=200, held_out=gray(6, seed=1), lr=lr, batch_size=4)
 
 
 @pytest.mark.parametrize("where", ["folder", "file/run.pt"])
