@@ -2,8 +2,11 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+
+PATIENCE = 2  # seconds in which torchrun notices that a process is gone; it looks ten times each
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -21,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     again = "; the same command with --resume goes on after the last whole epoch"
     again = again if command == "train" else ""
     with parallel.process_group():
+        parallel.when_ended(lambda gone: _say_who_is_gone(gone, again))
         try:
             getattr(commands, command)(**options)
         except KeyboardInterrupt:
@@ -30,9 +34,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         except (ValueError, OSError, DataError) as error:
             _stop(f"error: {error}", 2)
         except Exception:  # a mistake in the program: with its traceback, but only once
+            if parallel.world_size() > 1:
+                time.sleep(PATIENCE)  # or another process is gone, and this one will be ended
             if parallel.fails_first():
                 raise
             sys.exit(1)
+
+
+def _say_who_is_gone(gone: list[int], again: str) -> None:
+    who = f"the process of rank {' and '.join(map(str, gone))} was killed or crashed"
+    said = f"error: {who}" if gone else "stopped from outside"
+    print(f"\nvae_book: {said}{again}", file=sys.stderr, flush=True)
 
 
 def _stop(message: str, code: int) -> None:
