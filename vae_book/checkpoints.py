@@ -176,7 +176,8 @@ def architecture(model: VAE) -> dict:
     """The class and the arguments that make a model like this one.
 
     A model or likelihood of one's own can be kept as well, if it keeps its arguments under their
-    own names, and is imported before the checkpoint is read.
+    own names, can be made on torch's meta device, where tensors have shapes but no numbers, and is
+    imported before the checkpoint is read.
 
     Raises:
         ValueError: a checkpoint cannot hold this kind of model or likelihood.
