@@ -17,7 +17,7 @@ from torch.distributions import (
 
 from vae_book import bounds, likelihoods
 from vae_book.clinic import FAULTS, fault
-from vae_book.data import load_mnist
+from vae_book.data import load_images
 from vae_book.doctor import diagnose
 from vae_book.models import CVAE, VAE
 from vae_book.report import Finding, Report
@@ -145,7 +145,7 @@ def train(model, loss, x, steps=150):
 @pytest.fixture(scope="module")
 def digits():
     """Digits of all classes in a random order, flat, and their labels."""
-    data = load_mnist("train", "bundled", "cpu")
+    data = load_images("train", "bundled", "cpu")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
     return data.images[order].flatten(1), data.labels[order]
 
