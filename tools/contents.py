@@ -16,7 +16,8 @@ def chapters(top: Path) -> list[Path]:
 def pages(top: Path) -> list[str]:
     """All pages of the table of contents, in its order, as _toc.yml names them."""
     toc = yaml.safe_load((top / "_toc.yml").read_text())
-    return [toc["root"], *(entry["file"] for part in toc["parts"] for entry in part["chapters"])]
+    entries = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
+    return [toc["root"], *entries] if "root" in toc else entries
 
 
 def title(notebook: NotebookNode) -> str:
