@@ -44,7 +44,7 @@ def symmetric(*shape, dtype=torch.float64):
     ],
 )
 def test_numbers_become_floats_of_one_type_and_keep_their_values(values, dtype):
-    found = as_floats(*values)
+    found = as_floats(**dict(zip("abcdef", values, strict=False)))
     assert [each.dtype for each in found] == [dtype] * len(values)
     for given, tensor in zip(values, found, strict=True):
         np.testing.assert_array_equal(tensor.numpy(), np.asarray(given, dtype=np.float64))
@@ -53,7 +53,7 @@ def test_numbers_become_floats_of_one_type_and_keep_their_values(values, dtype):
 def test_without_any_floats_the_default_type_is_taken():
     torch.set_default_dtype(torch.float64)
     try:
-        assert as_floats(torch.tensor([1, 2]))[0].dtype == torch.float64
+        assert as_floats(a=torch.tensor([1, 2]))[0].dtype == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
 
