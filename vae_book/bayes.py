@@ -15,7 +15,7 @@ from jaxtyping import Float
 from scipy.integrate import quad
 from torch import Tensor
 
-from vae_book.checks import enough_draws, last_axis, numeric, sums_to_one
+from vae_book.checks import enough_draws, last_axis, numeric, real_tensor, sums_to_one
 from vae_book.deprecated import moved
 from vae_book.monte_carlo import Estimate, log_average
 
@@ -92,6 +92,11 @@ def quadrature_log_evidence(
         epsrel=1e-10,
         limit=500,
     )
+    if not area > 0:
+        raise ValueError(
+            "lower and upper: expected a range about as wide as the posterior, got one in which "
+            "the quadrature found nothing"
+        )
     return highest + math.log(area)
 
 
@@ -101,7 +106,12 @@ def _peak(
     """The largest value of log_joint on the range, and where it is."""
     z = torch.linspace(lower, upper, 2001, dtype=torch.float64)
     for _ in range(4):  # each time closer around the best point
-        values = log_joint(z)
+        values = real_tensor("log_joint", log_joint(z), z.dtype)
+        if values.shape != z.shape:
+            raise ValueError(
+                f"log_joint: expected one number for each z, shape {tuple(z.shape)}, got "
+                f"{tuple(values.shape)}"
+            )
         best = int(values.argmax())
         highest, peak = values[best].item(), z[best].item()
         z = torch.linspace(z[max(best - 1, 0)], z[min(best + 1, 2000)], 2001, dtype=torch.float64)

@@ -204,7 +204,7 @@ def sums_to_one(**logarithms: Tensor) -> None:
 def enough_draws(**tensors: Tensor) -> None:
     """Raise ValueError if an argument, given by its name, has fewer than two draws."""
     for name, draws in tensors.items():
-        if draws.ndim < 1 or len(draws) < 2:
+        if draws.ndim < 1 or len(draws) < 2 or draws.numel() == 0:
             raise ValueError(
                 f"{name}: expected shape (n, ...) with n >= 2, got {tuple(draws.shape)}"
             )

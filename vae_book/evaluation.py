@@ -253,6 +253,8 @@ def aggregated_kl_bound(
     """
     same_shape(mu=mu, log_var=log_var)
     enough_draws(mu=mu, log_var=log_var)
+    if mu.ndim != 2:
+        raise ValueError(f"mu and log_var: expected shape (n, d), got {tuple(mu.shape)}")
     mu, log_var = mu.cpu().double(), log_var.cpu().double()  # double precision is not everywhere
     mean, variance = mu.mean(0), log_var.exp().mean(0)
     cov = torch.cov(mu.T, correction=0).reshape(*2 * mean.shape) + variance.diag()

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vae_book.checks import last_axis, numeric
+from vae_book.checks import last_axis, numeric, real_number
 from vae_book.reparameterization import reparameterize
 
 Function = Callable[[Tensor], Tensor]
@@ -106,7 +106,7 @@ def score_function_gradient(
     elif isinstance(baseline, str):
         raise ValueError(f"baseline: expected a number or 'leave-one-out', got {baseline!r}")
     else:
-        centered = values - baseline
+        centered = values - real_number("baseline", baseline)
     # The derivatives of log q(z) with respect to mu and log_var, with z held fixed.
     by_mu = eps * torch.exp(-0.5 * log_var)
     by_log_var = 0.5 * (eps.square() - 1)

@@ -231,6 +231,7 @@ class ConvVAE(VAE):
         likelihood: Likelihood | None = None,
     ) -> None:
         super().__init__(latent, hidden, image_shape, likelihood)
+        latent, hidden = self.latent, self.hidden
         channels, height, width = self.image_shape
         if height % 4 or width % 4:
             raise ValueError(
@@ -287,6 +288,7 @@ class ConditionalVAE(VAE):
         prior_network: nn.Module | None,
     ) -> None:
         super().__init__(latent, hidden, image_shape, likelihood)
+        latent, hidden = self.latent, self.hidden
         pixels = math.prod(self.image_shape)
         self.encoder = nn.Sequential(nn.Linear(pixels + row, hidden), nn.ReLU())
         self.decoder[0] = nn.Linear(latent + row, hidden)
@@ -374,6 +376,7 @@ class CVAE(ConditionalVAE):
         learned_prior: bool = False,
     ) -> None:
         classes = whole_number("classes", classes)
+        latent = whole_number("latent", latent)
         table = nn.Linear(classes, 2 * latent, bias=False) if learned_prior else None
         super().__init__(classes, latent, hidden, image_shape, likelihood, table)
         self.classes, self.learned_prior = classes, bool(learned_prior)
@@ -445,6 +448,7 @@ class CompletionVAE(ConditionalVAE):
         *,
         seen_shape: Sequence[int] = (1, 14, 14),
     ) -> None:
+        latent, hidden = whole_number("latent", latent), whole_number("hidden", hidden)
         seen = math.prod(seen_shape)
         network = nn.Sequential(nn.Linear(seen, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent))
         super().__init__(seen, latent, hidden, image_shape, likelihood, network)

@@ -98,8 +98,8 @@ def test_arguments_have_one_shape():
 
 
 def test_two_draws_are_enough():
-    enough_draws(z=torch.zeros(2), x=torch.zeros(2, 0))
-    for shape in [(), (0,), (1,), (1, 5)]:
+    enough_draws(z=torch.zeros(2), x=torch.zeros(2, 3))
+    for shape in [(), (0,), (1,), (1, 5), (2, 0)]:
         with refused(f"z: expected shape (n, ...) with n >= 2, got {shape}"):
             enough_draws(z=torch.zeros(shape))
 
