@@ -15,7 +15,7 @@ from jaxtyping import Float
 from scipy.integrate import quad
 from torch import Tensor
 
-from vae_book.checks import as_floats, enough_draws, last_axis, sums_to_one
+from vae_book.checks import enough_draws, last_axis, numeric, real_tensor, sums_to_one
 from vae_book.deprecated import moved
 from vae_book.monte_carlo import Estimate, log_average
 
@@ -32,6 +32,7 @@ class Posterior(NamedTuple):
     log_evidence: Float[Tensor, "..."]
 
 
+@numeric
 def enumerate_posterior(
     log_prior: Float[Tensor, "*prior k"], log_likelihood: Float[Tensor, "*batch k"]
 ) -> Posterior:
@@ -47,7 +48,6 @@ def enumerate_posterior(
         ValueError: the numbers of values differ, the prior does not sum to 1, or x is impossible
             under every z.
     """
-    log_prior, log_likelihood = as_floats(log_prior, log_likelihood)
     last_axis(log_prior.shape[-1], log_likelihood=log_likelihood)
     sums_to_one(log_prior=log_prior)
     log_joint = log_prior + log_likelihood
@@ -60,6 +60,7 @@ def enumerate_posterior(
     return Posterior(log_joint - log_evidence.unsqueeze(-1), log_evidence)
 
 
+@numeric
 def quadrature_log_evidence(
     log_joint: Callable[[Tensor], Tensor], lower: float | int, upper: float | int
 ) -> float:
@@ -75,7 +76,9 @@ def quadrature_log_evidence(
         ValueError: the range is empty or infinite, or x is impossible under every z.
     """
     if not (math.isfinite(upper - lower) and lower < upper):
-        raise ValueError(f"lower and upper: expected finite lower < upper, got {lower}, {upper}")
+        raise ValueError(
+            f"lower and upper: expected finite lower < upper, got {lower:g}, {upper:g}"
+        )
     highest, peak = _peak(log_joint, lower, upper)
     # Taking out the maximum keeps the integrand from underflowing; cutting the range ever finer
     # towards it keeps a narrow peak from being overlooked.
@@ -89,6 +92,11 @@ def quadrature_log_evidence(
         epsrel=1e-10,
         limit=500,
     )
+    if not area > 0:
+        raise ValueError(
+            "lower and upper: expected a range about as wide as the posterior, got one in which "
+            "the quadrature found nothing"
+        )
     return highest + math.log(area)
 
 
@@ -98,7 +106,12 @@ def _peak(
     """The largest value of log_joint on the range, and where it is."""
     z = torch.linspace(lower, upper, 2001, dtype=torch.float64)
     for _ in range(4):  # each time closer around the best point
-        values = log_joint(z)
+        values = real_tensor("log_joint", log_joint(z), z.dtype)
+        if values.shape != z.shape:
+            raise ValueError(
+                f"log_joint: expected one number for each z, shape {tuple(z.shape)}, got "
+                f"{tuple(values.shape)}"
+            )
         best = int(values.argmax())
         highest, peak = values[best].item(), z[best].item()
         z = torch.linspace(z[max(best - 1, 0)], z[min(best + 1, 2000)], 2001, dtype=torch.float64)
@@ -109,6 +122,7 @@ def _peak(
     return highest, peak
 
 
+@numeric
 def naive_log_evidence(log_likelihood: Float[Tensor, "n ..."]) -> Estimate:
     """An estimate of log p(x), in nats: the average of p(x | z) over draws of z from the prior.
 

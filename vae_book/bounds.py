@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vae_book.checks import as_floats, whole_number
+from vae_book.checks import numeric, whole_number
 from vae_book.device import standard_normal
 from vae_book.models import VAE, Pass
 
@@ -35,6 +35,7 @@ class Elbo(NamedTuple):
         return self.log_likelihood - self.kl
 
 
+@numeric
 def elbo(
     model: VAE,
     x: Float[Tensor, "n channels height width"],
@@ -61,9 +62,15 @@ def elbo(
     Raises:
         ValueError: n_samples is not positive, or x or y does not fit the model.
     """
+    model.check_images(x)
     if eps is None:
         shape = (whole_number("n_samples", n_samples), len(x), model.latent)
         eps = standard_normal(shape, generator, x.device)
+    if eps.shape[-2:] != (len(x), model.latent) or 0 in eps.shape[:-2]:
+        raise ValueError(
+            f"eps: expected shape ({len(x)}, {model.latent}) after any axes for samples, which are "
+            f"not empty, got {tuple(eps.shape)}"
+        )
     return elbo_terms(x, model(x, eps, y))
 
 
@@ -79,6 +86,7 @@ def _over_samples(values: Tensor, axes: int) -> Tensor:
     return values if values.ndim <= axes else values.flatten(0, -axes - 1).mean(0)
 
 
+@numeric
 def log_weights(
     model: VAE,
     x: Float[Tensor, "n channels height width"],
@@ -110,6 +118,7 @@ def pass_log_weights(
     return p_x.log_prob(x) + p_z.log_prob(z) - q_z.log_prob(z)
 
 
+@numeric
 def importance_weighted_bound(log_weights: Float[Tensor, "K ..."]) -> Float[Tensor, "..."]:
     """The log of an average of K weights: on average a bound on log p(x), tighter for larger K.
 
@@ -128,7 +137,6 @@ def importance_weighted_bound(log_weights: Float[Tensor, "K ..."]) -> Float[Tens
     Raises:
         ValueError: there are no draws.
     """
-    (log_weights,) = as_floats(log_weights)
     if log_weights.ndim < 1 or len(log_weights) < 1:
         raise ValueError(
             f"log_weights: expected shape (K, ...) with K >= 1, got {tuple(log_weights.shape)}"

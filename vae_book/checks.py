@@ -1,17 +1,24 @@
 """What functions ask of their arguments, with messages that say what to do (used everywhere).
 
-Numbers pass `as_floats` where a distribution is made. The values of whole data sets are checked
-once: inside ``with trusted():`` they are not looked at again, since that would read back from the
-device in every training step.
+Numbers pass one gate: `numeric` before a function, `as_floats` where a distribution is made. The
+values of whole data sets are checked once: inside ``with trusted():`` they are not looked at again,
+since that would read back from the device in every training step.
 """
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import wraps
 from numbers import Real
+from typing import ParamSpec, TypeVar
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 _trusting = ContextVar("trusting", default=False)
 
@@ -31,24 +38,122 @@ def is_trusted() -> bool:
     return _trusting.get()
 
 
-def as_floats(*values: object) -> tuple[Tensor, ...]:
+def numeric(function: Callable[P, Result]) -> Callable[P, Result]:
+    """The gate of a function of numbers: its arguments become what their annotations say.
+
+    Those that are ``Float`` pass `as_floats` together, those that are ``float`` `real_number`. What
+    torch cannot fit together is refused by name, and so are infinities, overflows and averages of
+    nothing that have no value: a result is NaN only where a NaN went in, or came from a function.
+    """
+    signature = inspect.signature(function)
+    hints = {name: each.annotation for name, each in signature.parameters.items()}
+    optional = {name for name, each in signature.parameters.items() if each.default is None}
+    floats = [name for name, hint in hints.items() if "Float[" in str(hint)]
+    pure = not any("Callable[" in str(hint) for hint in hints.values())
+    reals = [name for name, hint in hints.items() if hint in (float, float | int)]
+
+    @wraps(function)
+    def gated(*args: P.args, **kwargs: P.kwargs) -> Result:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        found = [name for name in floats if not (name in optional and given[name] is None)]
+        given |= zip(found, as_floats(**{name: given[name] for name in found}), strict=True)
+        given |= {name: real_number(name, given[name]) for name in reals}
+        try:
+            result = function(*bound.args, **bound.kwargs)
+        except (RuntimeError, IndexError) as error:
+            if isinstance(error, torch.OutOfMemoryError | NotImplementedError):
+                raise
+            shapes = ", ".join(f"{name} of shape {tuple(given[name].shape)}" for name in found)
+            raise ValueError(
+                f"{' and '.join(given)}: expected arguments that fit each other, got {shapes} "
+                f"({error})"
+            ) from error
+        if (
+            pure
+            and not is_trusted()
+            and _has_nan(result)
+            and not any(map(_has_nan, given.values()))
+        ):
+            raise ValueError(
+                f"{' and '.join(found)}: expected numbers for which {function.__qualname__} has a "
+                "value, got infinite ones, ones that overflow, or none"
+            )
+        return result
+
+    return gated
+
+
+def _has_nan(value: object) -> bool:
+    """Whether a NaN is in a tensor, a tuple of them, a model, or what another object holds."""
+    if isinstance(value, Tensor):
+        return value.is_floating_point() and bool(value.isnan().any())
+    if isinstance(value, float):
+        return value != value
+    if isinstance(value, nn.Module):
+        return any(map(_has_nan, value.parameters()))
+    held = value if isinstance(value, tuple) else getattr(value, "__dict__", {}).values()
+    return any(_has_nan(each) for each in held if isinstance(each, Tensor))
+
+
+def as_floats(**values: object) -> tuple[Tensor, ...]:
     """Numbers, arrays and tensors as floating-point tensors of one type on one device.
 
     Whole numbers take the type of the others: cast the other way, 0.5 would become 0. Half
     precision becomes single: a log-probability sums hundreds of terms.
+
+    Raises:
+        ValueError: an argument does not consist of real numbers; the message starts with its name.
     """
-    if {getattr(value, "dtype", None) for value in values} == {torch.float32}:
-        return values  # type: ignore[return-value]  # as in a training step
-    device = next((value.device for value in values if isinstance(value, Tensor)), None)
-    tensors = [torch.as_tensor(value, device=device) for value in values]
+    if {getattr(value, "dtype", None) for value in values.values()} == {torch.float32}:
+        return tuple(values.values())  # type: ignore[arg-type]  # as in a training step
+    device = next((value.device for value in values.values() if isinstance(value, Tensor)), None)
+    tensors = {name: real_tensor(name, value, device=device) for name, value in values.items()}
     # A plain number has a type of its own only where there is nothing else.
-    given = [
-        tensor for tensor, value in zip(tensors, values, strict=True) if not isinstance(value, Real)
-    ]
-    types = {tensor.dtype for tensor in given or tensors if tensor.is_floating_point()}
+    given = [tensor for name, tensor in tensors.items() if not isinstance(values[name], Real)]
+    found = given or list(tensors.values())
+    types = {tensor.dtype for tensor in found if tensor.is_floating_point()}
     single = torch.float32 if types else torch.get_default_dtype()
     dtype = torch.float64 if torch.float64 in types else single
-    return tuple(tensor.to(dtype) for tensor in tensors)
+    # From the values, not from the tensors: in single precision 0.1 would have lost digits.
+    return tuple(real_tensor(name, value, dtype, device) for name, value in values.items())
+
+
+def real_tensor(
+    name: str,
+    value: object,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Numbers, nested lists of them, an array or a tensor as a tensor.
+
+    Raises:
+        ValueError: it does not consist of real numbers; the message starts with ``name``.
+    """
+    if isinstance(value, np.ndarray):
+        value = np.array(value, order="C")  # torch warns of read-only ones, refuses flipped ones
+    try:
+        tensor = torch.as_tensor(value, device=device)
+        if tensor.is_complex():
+            raise TypeError
+        return tensor if dtype is None else torch.as_tensor(value, dtype=dtype, device=device)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ValueError(f"{name}: expected real numbers, got {value!r:.60}") from None
+
+
+def real_number(name: str, value: object) -> float:
+    """A number as Python's, such as the end of a range; it may be infinite.
+
+    Raises:
+        ValueError: it is not one real number; the message starts with ``name``.
+    """
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError
+        return float(value)  # type: ignore[arg-type]  # what has no float raises
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ValueError(f"{name}: expected a number, got {value!r:.60}") from None
 
 
 def same_shape(**tensors: Tensor) -> None:
@@ -78,7 +183,7 @@ def whole_number(name: str, value: object, least: int = 1) -> int:
         count = int(value)  # type: ignore[call-overload]  # what has no int raises
         if count != value or isinstance(value, bool) or count < least:
             raise ValueError
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise ValueError(
             f"{name}: expected a whole number of at least {least}, got {value!r}"
         ) from None
@@ -99,7 +204,7 @@ def sums_to_one(**logarithms: Tensor) -> None:
 def enough_draws(**tensors: Tensor) -> None:
     """Raise ValueError if an argument, given by its name, has fewer than two draws."""
     for name, draws in tensors.items():
-        if draws.ndim < 1 or len(draws) < 2:
+        if draws.ndim < 1 or len(draws) < 2 or draws.numel() == 0:
             raise ValueError(
                 f"{name}: expected shape (n, ...) with n >= 2, got {tuple(draws.shape)}"
             )

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vae_book.checks import whole_number
+
 # Treat numbers below 1e-38 (denormals) as zero: Adam's running averages decay into that range for
 # pixels that seldom fire, and many processors then take tens of times the usual cycles. A thread
 # inherits the setting from the thread that starts it, so it has to come before torch starts its
@@ -79,13 +81,14 @@ def seeded(*seed: int) -> torch.Generator:
     Several integers make one seed: ``seeded(seed, epoch)`` is a stream of its own for each epoch.
 
     Raises:
-        ValueError: no seed was given, or one is negative.
+        ValueError: no seed was given, or one is negative or not whole.
     """
-    if not seed or min(seed) < 0:
-        raise ValueError(f"seed: expected one or more non-negative integers, got {seed}")
-    if len(seed) == 1:
-        return torch.Generator().manual_seed(seed[0])
-    mixed = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    if not seed:
+        raise ValueError("seed: expected one or more whole numbers, got none")
+    whole = [whole_number("seed", each, least=0) for each in seed]
+    if len(whole) == 1 and whole[0] < 2**32:  # torch drops the bits above these
+        return torch.Generator().manual_seed(whole[0])
+    mixed = np.random.SeedSequence(whole).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(mixed[0]))
 
 
@@ -100,5 +103,9 @@ def standard_normal(
         shape: the shape of the result.
         generator: a CPU generator (see `seeded`); None takes torch's global one.
         device: where the result lives.
+
+    Raises:
+        ValueError: a size is negative or not whole.
     """
+    shape = [whole_number("shape", size, least=0) for size in shape]
     return torch.randn(*shape, generator=generator).to(device)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vae_book.checks import as_floats, same_shape
+from vae_book.checks import as_floats, numeric, same_shape
 from vae_book.device import standard_normal
 from vae_book.divergences import gaussian_unit_kl
 from vae_book.reparameterization import reparameterize
@@ -64,15 +64,17 @@ class DiagonalGaussian(Distribution):
         log_var: the logarithms of the variances, shape (..., d).
 
     Raises:
-        ValueError: the two shapes differ.
+        ValueError: the two shapes differ, or are those of single numbers.
     """
 
     mu: Float[Tensor, "*batch d"]
     log_var: Float[Tensor, "*batch d"]
 
     def __post_init__(self) -> None:
-        mu, log_var = as_floats(self.mu, self.log_var)
+        mu, log_var = as_floats(mu=self.mu, log_var=self.log_var)
         same_shape(mu=mu, log_var=log_var)
+        if mu.ndim < 1:
+            raise ValueError("mu and log_var: expected shape (..., d), got ()")
         object.__setattr__(self, "mu", mu)
         object.__setattr__(self, "log_var", log_var)
 
@@ -92,6 +94,7 @@ class DiagonalGaussian(Distribution):
         """The standard deviations."""
         return torch.exp(0.5 * self.log_var)
 
+    @numeric
     def rsample(self, eps: Float[Tensor, "*sample d"]) -> Float[Tensor, "*result d"]:
         """The draw that the noise eps makes, through which gradients pass: `reparameterize`."""
         return reparameterize(self.mu, self.log_var, eps.to(self.mu))
@@ -100,7 +103,7 @@ class DiagonalGaussian(Distribution):
         self, shape: tuple[int, ...], generator: torch.Generator | None = None
     ) -> Float[Tensor, "..."]:
         """Draws whose leading axes are ``shape``; their noise is drawn on the CPU."""
-        return self.rsample(standard_normal((*shape, self.mu.shape[-1]), generator))
+        return self.rsample(standard_normal((*shape, self.mu.shape[-1]), generator, self.mu.device))
 
     def log_prob(self, z: Float[Tensor, "... d"]) -> Float[Tensor, "..."]:
         """The log-density at z, in nats, summed over the last axis: `gaussian_log_prob`."""
@@ -128,6 +131,7 @@ class FullGaussian(NamedTuple):
     cov: Float[Tensor, "d d"]
 
 
+@numeric
 def gaussian_log_prob(
     z: Float[Tensor, "... d"], mu: Float[Tensor, "..."], log_var: Float[Tensor, "..."]
 ) -> Float[Tensor, "..."]:
@@ -139,6 +143,5 @@ def gaussian_log_prob(
         z: where, shape (..., d).
         mu, log_var: mean and log-variance; their shapes broadcast to that of z.
     """
-    z, mu, log_var = as_floats(z, mu, log_var)
     squares = (z - mu).square() * torch.exp(-log_var)
     return -0.5 * (squares + log_var + LOG_2PI).sum(-1)

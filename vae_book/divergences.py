@@ -14,10 +14,11 @@ from scipy.integrate import quad
 from torch import Tensor
 
 from vae_book.checks import (
-    as_floats,
     cholesky,
     enough_draws,
     last_axis,
+    numeric,
+    real_tensor,
     same_shape,
     sums_to_one,
     whole_number,
@@ -40,6 +41,7 @@ class Integral(NamedTuple):
     error: float
 
 
+@numeric
 def discrete_kl(
     log_q: Float[Tensor, "... k"], log_p: Float[Tensor, "*prior k"]
 ) -> Float[Tensor, "..."]:
@@ -56,7 +58,6 @@ def discrete_kl(
     Raises:
         ValueError: the numbers of outcomes differ, or the probabilities of one do not sum to 1.
     """
-    log_q, log_p = as_floats(log_q, log_p)
     last_axis(log_q.shape[-1], log_p=log_p)
     sums_to_one(log_q=log_q, log_p=log_p)
     # 0 log 0 = 0, also where p is 0 as well and the difference of logarithms means nothing.
@@ -65,6 +66,7 @@ def discrete_kl(
     return torch.where(log_ratio < math.inf, log_q.exp() * log_ratio, math.inf).sum(-1)
 
 
+@numeric
 def kl_riemann(
     log_q: LogDensity, log_p: LogDensity, lower: Real, upper: Real, n: int = 1000
 ) -> Float[Tensor, ""]:
@@ -82,13 +84,16 @@ def kl_riemann(
             density does not give one number for each point.
     """
     if not (math.isfinite(upper - lower) and lower < upper):
-        raise ValueError(f"lower and upper: expected finite lower < upper, got {lower}, {upper}")
+        raise ValueError(
+            f"lower and upper: expected finite lower < upper, got {lower:g}, {upper:g}"
+        )
     n = whole_number("n", n)
     step = (upper - lower) / n
     z = lower + step * (torch.arange(n, dtype=torch.float64) + 0.5)
     return _contribution(log_q, log_p, z).sum() * step
 
 
+@numeric
 def kl_quadrature(
     log_q: LogDensity,
     log_p: LogDensity,
@@ -109,7 +114,7 @@ def kl_quadrature(
             overlooks a narrow peak.
     """
     if not lower < upper:
-        raise ValueError(f"lower and upper: expected lower < upper, got {lower} and {upper}")
+        raise ValueError(f"lower and upper: expected lower < upper, got {lower:g} and {upper:g}")
 
     def integrate(function: LogDensity) -> tuple[float, float]:
         value, error = quad(
@@ -125,12 +130,13 @@ def kl_quadrature(
     mass, _ = integrate(lambda z: _log_density("log_q", log_q, z).exp())
     if not abs(mass - 1) < 1e-6:
         raise ValueError(
-            f"log_q: expected a density of mass 1 between {lower} and {upper}, found {mass:.6g}; "
-            "if q is a density, give a range that fits it"
+            f"log_q: expected a density of mass 1 between {lower:g} and {upper:g}, found "
+            f"{mass:.6g}; if q is a density, give a range that fits it"
         )
     return Integral(*integrate(lambda z: _contribution(log_q, log_p, z)))
 
 
+@numeric
 def kl_monte_carlo(log_q: LogDensity, log_p: LogDensity, z: Float[Tensor, "n ..."]) -> Estimate:
     """KL(q || p), in nats, as an average over draws from q, with its standard error.
 
@@ -145,7 +151,6 @@ def kl_monte_carlo(log_q: LogDensity, log_p: LogDensity, z: Float[Tensor, "n ...
         ValueError: there are fewer than two draws, or a log density does not give one number for
             each.
     """
-    (z,) = as_floats(z)
     enough_draws(z=z)
     return average(_log_density("log_q", log_q, z) - _log_density("log_p", log_p, z))
 
@@ -159,7 +164,7 @@ def _contribution(log_q: LogDensity, log_p: LogDensity, z: Tensor) -> Tensor:
 
 
 def _log_density(name: str, function: LogDensity, z: Tensor) -> Tensor:
-    values = torch.as_tensor(function(z), dtype=z.dtype, device=z.device)
+    values = real_tensor(name, function(z), z.dtype, z.device)
     if values.shape != z.shape[:1]:
         raise ValueError(
             f"{name}: expected one number for each point, shape {tuple(z.shape[:1])}, got "
@@ -168,6 +173,7 @@ def _log_density(name: str, function: LogDensity, z: Tensor) -> Tensor:
     return values
 
 
+@numeric
 def gaussian_kl(
     mu: Float[Tensor, "... d"],
     log_var: Float[Tensor, "... d"],
@@ -197,6 +203,7 @@ def gaussian_kl(
     return gaussian_unit_kl(mu, log_var, prior_mu, prior_log_var).sum(-1)
 
 
+@numeric
 def gaussian_unit_kl(
     mu: Float[Tensor, "... d"],
     log_var: Float[Tensor, "... d"],
@@ -207,17 +214,21 @@ def gaussian_unit_kl(
 
     Equation ``eq-gaussian-kl-univariate`` (chapter 5). Arguments and errors as there.
     """
-    mu, log_var, prior_mu, prior_log_var = as_floats(mu, log_var, prior_mu, prior_log_var)
+    prior_mu, prior_log_var = torch.as_tensor(prior_mu), torch.as_tensor(prior_log_var)
     same_shape(mu=mu, log_var=log_var)
     for name, prior in {"prior_mu": prior_mu, "prior_log_var": prior_log_var}.items():
         if prior.shape[-1:] not in ((), (1,), mu.shape[-1:]):  # d numbers would become more
             last_axis(mu.shape[-1], **{name: prior})
     log_ratio = log_var - prior_log_var
-    squared_distance = (mu - prior_mu).square() * torch.exp(-prior_log_var)
+    # No term is infinity minus infinity, nor 0 times it: a limit of variances is one of the KL.
+    largest = torch.finfo(mu.dtype).max
+    squared_distance = (mu - prior_mu).square() * torch.exp(-prior_log_var).clamp(max=largest)
     # expm1 keeps the digits of exp(r) - 1 - r when r is close to 0, where the KL is smallest.
-    return 0.5 * (squared_distance + torch.expm1(log_ratio) - log_ratio)
+    spread = torch.expm1(log_ratio) - log_ratio.clamp(max=largest)
+    return 0.5 * (squared_distance + spread)
 
 
+@numeric
 def gaussian_kl_full(
     mu0: Float[Tensor, "*batch0 d"],
     cov0: Float[Tensor, "*batch1 d d"],
@@ -239,7 +250,6 @@ def gaussian_kl_full(
         ValueError: the shapes do not match, or a covariance is not symmetric or not positive
             definite.
     """
-    mu0, cov0, mu1, cov1 = as_floats(mu0, cov0, mu1, cov1)
     d = mu0.shape[-1]
     last_axis(d, mu1=mu1)
     factor0, factor1 = cholesky("cov0", cov0, d), cholesky("cov1", cov1, d)
@@ -254,6 +264,7 @@ def gaussian_kl_full(
     return 0.5 * (distance.square().sum((-2, -1)) + spread)
 
 
+@numeric
 def naive_regularizer(
     mu: Float[Tensor, "... d"], log_var: Float[Tensor, "... d"]
 ) -> Float[Tensor, "..."]:
@@ -268,6 +279,5 @@ def naive_regularizer(
     Raises:
         ValueError: the shapes do not match.
     """
-    mu, log_var = as_floats(mu, log_var)
     same_shape(mu=mu, log_var=log_var)
     return (mu.square() + log_var.square()).sum(-1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vae_book.bayes import Posterior, enumerate_posterior
 from vae_book.bounds import elbo, importance_weighted_bound, log_weights
-from vae_book.checks import as_floats, enough_draws, same_shape, whole_number
+from vae_book.checks import enough_draws, numeric, same_shape, whole_number
 from vae_book.deprecated import moved
 from vae_book.device import describe, seeded, standard_normal
 from vae_book.distributions import DiagonalGaussian
@@ -219,6 +219,7 @@ def posteriors(model: VAE, data: Images) -> DiagonalGaussian:
     return DiagonalGaussian(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
+@numeric
 def unit_statistics(mu: Float[Tensor, "n d"], log_var: Float[Tensor, "n d"]) -> Units:
     """What each unit of z does, from the posteriors of some images and the prior N(0, I).
 
@@ -230,7 +231,6 @@ def unit_statistics(mu: Float[Tensor, "n d"], log_var: Float[Tensor, "n d"]) -> 
     Raises:
         ValueError: there are fewer than two images, or the shapes do not match.
     """
-    mu, log_var = as_floats(mu, log_var)
     enough_draws(mu=mu, log_var=log_var)
     return Units(gaussian_unit_kl(mu, log_var).mean(0), mu.var(0), log_var.exp().mean(0))
 
@@ -240,6 +240,7 @@ def active_units(model: VAE, data: Images) -> int:
     return int(unit_statistics(*posteriors(model, data)).active.sum())
 
 
+@numeric
 def aggregated_kl_bound(
     mu: Float[Tensor, "n d"], log_var: Float[Tensor, "n d"]
 ) -> Float[Tensor, ""]:
@@ -255,9 +256,10 @@ def aggregated_kl_bound(
     Raises:
         ValueError: there are fewer than two images, or the shapes do not match.
     """
-    mu, log_var = as_floats(mu, log_var)
     same_shape(mu=mu, log_var=log_var)
     enough_draws(mu=mu, log_var=log_var)
+    if mu.ndim != 2:
+        raise ValueError(f"mu and log_var: expected shape (n, d), got {tuple(mu.shape)}")
     mu, log_var = mu.cpu().double(), log_var.cpu().double()  # double precision is not everywhere
     mean, variance = mu.mean(0), log_var.exp().mean(0)
     cov = torch.cov(mu.T, correction=0).reshape(*2 * mean.shape) + variance.diag()
@@ -265,6 +267,7 @@ def aggregated_kl_bound(
 
 
 @torch.no_grad()
+@numeric
 def class_log_bounds(
     model: VAE,
     images: Float[Tensor, "n channels height width"],
@@ -298,6 +301,7 @@ def class_log_bounds(
     return torch.cat(rows)
 
 
+@numeric
 def class_posterior(log_bounds: Float[Tensor, "*batch classes"]) -> Posterior:
     """Bayes' rule for the label, with bounds in place of log p(x | y) and all labels as frequent.
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vae_book.checks import as_floats, last_axis
+from vae_book.checks import last_axis, numeric, real_number
 from vae_book.reparameterization import reparameterize
 
 Function = Callable[[Tensor], Tensor]
@@ -30,6 +30,7 @@ class GaussianGradient(NamedTuple):
     log_var: Float[Tensor, "..."]
 
 
+@numeric
 def pathwise_gradient(
     f: Function,
     mu: Float[Tensor, "... d"],
@@ -70,6 +71,7 @@ def pathwise_gradient(
 
 
 @torch.no_grad()
+@numeric
 def score_function_gradient(
     f: Function,
     mu: Float[Tensor, "... d"],
@@ -104,7 +106,7 @@ def score_function_gradient(
     elif isinstance(baseline, str):
         raise ValueError(f"baseline: expected a number or 'leave-one-out', got {baseline!r}")
     else:
-        centered = values - baseline
+        centered = values - real_number("baseline", baseline)
     # The derivatives of log q(z) with respect to mu and log_var, with z held fixed.
     by_mu = eps * torch.exp(-0.5 * log_var)
     by_log_var = 0.5 * (eps.square() - 1)
@@ -124,8 +126,8 @@ class Quadratic:
             log_var is of another length.
     """
 
+    @numeric
     def __init__(self, a: Float[Tensor, "d"], c: Float[Tensor, "d"]) -> None:
-        a, c = as_floats(a, c)
         if a.ndim != 1 or a.shape != c.shape:
             raise ValueError(
                 "a and c: expected two vectors of one length, got shapes "
@@ -133,21 +135,25 @@ class Quadratic:
             )
         self.a, self.c = a, c
 
+    @numeric
     def __call__(self, z: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
         """The value at z."""
         last_axis(len(self.a), z=z)
         return 0.5 * (self.a * (z - self.c).square()).sum(-1)
 
+    @numeric
     def expectation(self, mu: Float[Tensor, "d"], log_var: Float[Tensor, "d"]) -> Float[Tensor, ""]:
         """E_q[f(z)], exact; equation ``eq-quadratic`` (chapter 7)."""
         last_axis(len(self.a), mu=mu, log_var=log_var)
         return 0.5 * (self.a * ((mu - self.c).square() + log_var.exp())).sum(-1)
 
+    @numeric
     def gradient(self, mu: Float[Tensor, "d"], log_var: Float[Tensor, "d"]) -> GaussianGradient:
         """The gradient of E_q[f(z)], exact; equation ``eq-quadratic-gradient`` (chapter 7)."""
         last_axis(len(self.a), mu=mu, log_var=log_var)
         return GaussianGradient(self.a * (mu - self.c), 0.5 * self.a * log_var.exp())
 
+    @numeric
     def pathwise_variance(
         self, mu: Float[Tensor, "d"], log_var: Float[Tensor, "d"]
     ) -> GaussianGradient:
@@ -160,6 +166,7 @@ class Quadratic:
         by_log_var = self.a.square() * (m.square() * var + 2 * var.square()) / 4
         return GaussianGradient(self.a.square() * var, by_log_var)
 
+    @numeric
     def score_function_variance(
         self, mu: Float[Tensor, "d"], log_var: Float[Tensor, "d"], baseline: float = 0.0
     ) -> GaussianGradient:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vae_book.checks import as_floats, is_trusted, whole_number
+from vae_book.checks import as_floats, is_trusted, numeric, whole_number
 
 PIXEL_AXES = (-3, -2, -1)
 LOG_2PI = math.log(2 * math.pi)
@@ -38,6 +38,7 @@ class Likelihood(ABC):
         """The distribution p(x | z) over images that the decoder's output stands for."""
         return ImageDistribution(self, params)
 
+    @numeric
     def log_prob(self, x: Pixels, params: Params) -> Float[Tensor, "..."]:
         """log p(x | z) of each image, in nats, summed over its pixels.
 
@@ -52,7 +53,6 @@ class Likelihood(ABC):
         Raises:
             ValueError: x lies outside the support, or the shapes do not match.
         """
-        x, params = as_floats(x, params)
         if not is_trusted():
             self.check_support(x)
         _check_shapes(x, params, self.params_per_pixel)
@@ -70,7 +70,8 @@ class Likelihood(ABC):
     def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A draw of x given z; the noise is drawn on the CPU."""
 
-    def check_support(self, x: Tensor) -> None:
+    @numeric
+    def check_support(self, x: Params) -> None:
         """Raise ValueError unless every pixel of x is a value that this likelihood can score."""
         if not bool(x.isfinite().all()):
             raise ValueError("x: expected finite numbers, got infinity or NaN")
@@ -87,6 +88,10 @@ class ImageDistribution:
 
     likelihood: Likelihood
     params: Params
+
+    def __post_init__(self) -> None:
+        (params,) = as_floats(params=self.params)
+        object.__setattr__(self, "params", params)
 
     def log_prob(self, x: Pixels) -> Float[Tensor, "..."]:
         """log p(x | z) of each image, in nats; see `Likelihood.log_prob`."""
@@ -122,16 +127,19 @@ class Bernoulli(Likelihood):
         """x log p + (1 - x) log(1 - p) for each pixel, with p = sigmoid(params), in nats."""
         return -cross_entropy(x, params)
 
+    @numeric
     def mean(self, params: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The probability that each pixel is on, the shape of params."""
         return torch.sigmoid(params)
 
+    @numeric
     def sample(
         self, params: Float[Tensor, "*shape"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "*shape"]:
         """Images of zeros and ones, the shape of params; the noise is drawn on the CPU."""
         return (_uniform(params, generator) < self.mean(params)).to(params.dtype)
 
+    @numeric
     def check_support(self, x: Pixels) -> None:
         """Raise ValueError unless every pixel of x is a value that this likelihood can score."""
         if self.relaxed:
@@ -164,10 +172,12 @@ class ContinuousBernoulli(Likelihood):
         """The log-density of each pixel, in nats."""
         return -(cross_entropy(x, params) + log_cross_entropy_integral(params))
 
+    @numeric
     def check_support(self, x: Pixels) -> None:
         """Raise ValueError unless every pixel lies in [0, 1]."""
         _check_unit_interval(x)
 
+    @numeric
     def mean(self, params: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The average gray level of each pixel, which is *not* the sigmoid of its logit."""
         near, small, large = _around_zero(params)
@@ -176,6 +186,7 @@ class ContinuousBernoulli(Likelihood):
         series = 0.5 + small / 12 - small**3 / 720 + small**5 / 30240 - small**7 / 1209600
         return torch.where(near, series, torch.where(params > 0, direct, 1 - direct))
 
+    @numeric
     def sample(
         self, params: Float[Tensor, "*shape"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "*shape"]:
@@ -205,6 +216,7 @@ class Gaussian(nn.Module, Likelihood):
         ValueError: sigma is not positive, min_sigma is negative, or variance is another word.
     """
 
+    @numeric
     def __init__(
         self,
         sigma: float = 1.0,
@@ -231,6 +243,7 @@ class Gaussian(nn.Module, Likelihood):
         squares = (x - self.mean(params)).square() * torch.exp(-log_var)
         return -0.5 * (squares + log_var + LOG_2PI)
 
+    @numeric
     def log_var(self, params: Params) -> Params:
         """The logarithm of each pixel's variance, a tensor that broadcasts to the images."""
         log_unit = 2 * math.log(self.sigma)
@@ -243,10 +256,12 @@ class Gaussian(nn.Module, Likelihood):
         floor = raw.new_tensor(2 * math.log(self.min_sigma))
         return torch.logaddexp(log_unit + raw, floor)
 
+    @numeric
     def mean(self, params: Params) -> Params:
         """The mean of each pixel: params, or their first half."""
         return _halves(params)[0] if self.variance == "pixel" else params
 
+    @numeric
     def sample(self, params: Params, generator: torch.Generator | None = None) -> Params:
         """A normal draw for each pixel; it may leave [0, 1]. The noise is drawn on the CPU."""
         mean = self.mean(params)
@@ -258,6 +273,7 @@ class Gaussian(nn.Module, Likelihood):
         return f"sigma={self.sigma}, variance={self.variance!r}, min_sigma={self.min_sigma:.3g}"
 
 
+@numeric
 def log_cross_entropy_integral(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The log of the integral of exp(-cross-entropy) over the gray levels x in [0, 1], in nats.
 
@@ -272,6 +288,7 @@ def log_cross_entropy_integral(logits: Float[Tensor, "*shape"]) -> Float[Tensor,
     return torch.where(near, series, direct)
 
 
+@numeric
 def optimal_variance(x: Pixels, mean: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     """The shared variance under which images are most probable: their mean squared error.
 
@@ -284,11 +301,11 @@ def optimal_variance(x: Pixels, mean: Float[Tensor, "..."]) -> Float[Tensor, ""]
     Raises:
         ValueError: the shapes do not match.
     """
-    x, mean = as_floats(x, mean)
     _check_shapes(x, mean, name="mean")
     return (x - mean).square().mean()
 
 
+@numeric
 def bits_per_dimension(nats: float, dimensions: int, levels: int | None = None) -> float:
     """Nats for one image as bits for one of its numbers.
 
@@ -316,11 +333,12 @@ def _around_zero(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     At zero a direct formula is 0/0. So each of the two gets harmless numbers in the other's places,
     through which a gradient stays finite.
     """
-    size = logits.abs()
+    size = logits.abs().clamp(max=torch.finfo(logits.dtype).max)  # 0 times infinity is 0 here
     near = size < NEAR_ZERO
     return near, torch.where(near, logits, 0.0), torch.where(near, 1.0, size)
 
 
+@numeric
 def cross_entropy(
     x: Float[Tensor, "*pixels"], logits: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:

@@ -11,10 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vae_book.checks import (
+    as_floats,
     cholesky,
     enough_draws,
     last_axis,
+    numeric,
+    real_tensor,
     same_shape,
+    whole_number,
 )
 from vae_book.device import standard_normal
 from vae_book.distributions import FullGaussian
@@ -42,9 +46,9 @@ class LinearGaussian:
         b: Float[Tensor, " D"],
         sigma: float | int | Float[Tensor, ""],
     ):
-        self.W = torch.as_tensor(W, dtype=torch.float64)
-        self.b = torch.as_tensor(b, dtype=torch.float64)
-        self.sigma = torch.as_tensor(sigma, dtype=torch.float64, device=self.W.device)
+        self.W = real_tensor("W", W, torch.float64)
+        self.b = real_tensor("b", b, torch.float64, self.W.device)
+        self.sigma = real_tensor("sigma", sigma, torch.float64, self.W.device)
         if self.W.ndim != 2 or self.W.numel() == 0:
             raise ValueError(f"W: expected shape (D, d), got {tuple(self.W.shape)}")
         if self.b.shape != self.W.shape[:1]:
@@ -63,11 +67,12 @@ class LinearGaussian:
         self, n: int, generator: torch.Generator | None = None
     ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n D"]]:
         """Draws of z, and of the x that they cause."""
-        D, d = self.W.shape
+        n, (D, d) = whole_number("n", n, least=0), self.W.shape
         noise = standard_normal((n, d + D), generator, self.W.device).double()
         z, noise = noise.split([d, D], dim=-1)
         return z, z @ self.W.T + self.b + self.sigma * noise
 
+    @numeric
     def log_likelihood(
         self, x: Float[Tensor, "*x D"], z: Float[Tensor, "*z d"]
     ) -> Float[Tensor, "..."]:
@@ -76,6 +81,7 @@ class LinearGaussian:
         squares = ((x - z @ self.W.T - self.b) / self.sigma).square().sum(-1)
         return -0.5 * (squares + self.W.shape[0] * torch.log(2 * math.pi * self.sigma.square()))
 
+    @numeric
     def log_evidence(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
         """log p(x), where p(x) = N(b, W W^T + sigma^2 I).
 
@@ -91,6 +97,7 @@ class LinearGaussian:
         log_det = 2 * factor.diagonal().log().sum()
         return -0.5 * (whitened.square().sum((-2, -1)) + log_det + D * math.log(2 * math.pi))
 
+    @numeric
     def posterior(self, x: Float[Tensor, "*batch D"]) -> FullGaussian:
         """p(z | x), whose covariance is the same for all x.
 
@@ -102,6 +109,7 @@ class LinearGaussian:
         cov = torch.cholesky_inverse(factor)
         return FullGaussian((x - self.b) @ self.W @ cov / self.sigma.square(), cov)
 
+    @numeric
     def elbo(
         self,
         x: Float[Tensor, "*x D"],
@@ -121,6 +129,7 @@ class LinearGaussian:
         spread = (self.W.square().sum(0) * log_var.exp()).sum(-1)
         return self._reconstruction(x, mu, spread) - gaussian_kl(mu, log_var)
 
+    @numeric
     def elbo_full(
         self,
         x: Float[Tensor, "*x D"],
@@ -139,6 +148,7 @@ class LinearGaussian:
         spread = ((self.W.T @ self.W) * cov).sum((-2, -1))
         return self._reconstruction(x, mu, spread) - kl
 
+    @numeric
     def elbo_gradient(
         self,
         x: Float[Tensor, "*x D"],
@@ -159,6 +169,7 @@ class LinearGaussian:
         by_log_var = 0.5 * (1 - log_var.exp() * self._precision().diagonal())
         return by_mu, by_log_var.expand_as(by_mu)
 
+    @numeric
     def mean_field(
         self, x: Float[Tensor, "*batch D"]
     ) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch d"]]:
@@ -191,6 +202,7 @@ class LinearGaussian:
         return value
 
 
+@numeric
 def linear_joint(
     prior: FullGaussian,
     A: Float[Tensor, "m k"],
@@ -210,21 +222,21 @@ def linear_joint(
     Raises:
         ValueError: the shapes do not match, or a covariance is not positive definite.
     """
+    mu, cov, A, c, noise = as_floats(mu=prior.mu, cov=prior.cov, A=A, c=c, noise=noise)
     if c.ndim != 1:
         raise ValueError(f"c: expected shape (m,), got {tuple(c.shape)}")
-    k, m = prior.mu.shape[-1], len(c)
+    k, m = mu.shape[-1], len(c)
     if A.shape != (m, k):
         raise ValueError(f"A: expected shape ({m}, {k}) to fit c and prior, got {tuple(A.shape)}")
-    cholesky("prior", prior.cov, k)
+    cholesky("prior", cov, k)
     cholesky("noise", noise, m)
-    across = A @ prior.cov
-    upper = torch.cat([prior.cov, across.mT], -1)
+    across = A @ cov
+    upper = torch.cat([cov, across.mT], -1)
     lower = torch.cat([across, across @ A.mT + noise], -1)
-    return FullGaussian(
-        torch.cat([prior.mu, prior.mu @ A.mT + c], -1), torch.cat([upper, lower], -2)
-    )
+    return FullGaussian(torch.cat([mu, mu @ A.mT + c], -1), torch.cat([upper, lower], -2))
 
 
+@numeric
 def ppca(x: Float[Tensor, "n D"], latent: int, sigma: float) -> LinearGaussian:
     r"""The linear-Gaussian model under which data are most probable, for a given sigma.
 
@@ -243,7 +255,7 @@ def ppca(x: Float[Tensor, "n D"], latent: int, sigma: float) -> LinearGaussian:
     if x.ndim != 2:
         raise ValueError(f"x: expected shape (n, D), got {tuple(x.shape)}")
     enough_draws(x=x)
-    if not 1 <= latent <= x.shape[1]:
+    if not 1 <= (latent := whole_number("latent", latent, least=0)) <= x.shape[1]:
         raise ValueError(f"latent: expected 1 to {x.shape[1]}, the size of x, got {latent}")
     covariance = torch.cov(x.T, correction=0).reshape(x.shape[1], x.shape[1])
     variances, directions = torch.linalg.eigh(covariance)

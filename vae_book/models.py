@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from vae_book.checks import is_trusted, last_axis, whole_number
+from vae_book.checks import is_trusted, last_axis, numeric, whole_number
 from vae_book.distributions import DiagonalGaussian, Distribution
 from vae_book.images import Images
 from vae_book.likelihoods import Bernoulli, ImageDistribution, Likelihood
@@ -49,6 +49,9 @@ class VAE(nn.Module):
         likelihood: what the decoder's output means; None takes ``Bernoulli(relaxed=True)``, which
             scores gray levels by cross-entropy.
 
+    Raises:
+        ValueError: a size is not a positive whole number.
+
     Attributes:
         classes: how many labels the model tells apart; 0 for one that is not told any.
     """
@@ -63,7 +66,11 @@ class VAE(nn.Module):
         likelihood: Likelihood | None = None,
     ) -> None:
         super().__init__()
-        self.latent, self.hidden, self.image_shape = latent, hidden, tuple(image_shape)
+        latent, hidden = whole_number("latent", latent), whole_number("hidden", hidden)
+        image_shape = tuple(whole_number("image_shape", size) for size in image_shape)
+        if len(image_shape) != 3:
+            raise ValueError(f"image_shape: expected (channels, height, width), got {image_shape}")
+        self.latent, self.hidden, self.image_shape = latent, hidden, image_shape
         self.likelihood: Likelihood = likelihood or Bernoulli(relaxed=True)
         pixels = math.prod(self.image_shape)
         channels, height, width = self.image_shape
@@ -83,6 +90,7 @@ class VAE(nn.Module):
         """One of the weights, for the type and the device of what the model computes."""
         return next(self.decoder.parameters())
 
+    @numeric
     def encode(
         self, x: Float[Tensor, "*batch channels height width"], y: Tensor | None = None
     ) -> DiagonalGaussian:
@@ -101,6 +109,7 @@ class VAE(nn.Module):
         """q(z | x) from what the encoder's layers make of x."""
         return DiagonalGaussian(self.to_mu(features), self.to_log_var(features))
 
+    @numeric
     def decode(self, z: Float[Tensor, "*batch d"], y: Tensor | None = None) -> ImageDistribution:
         """p(x | z); with the Bernoulli likelihood its params are the logit of each pixel.
 
@@ -168,7 +177,7 @@ class VAE(nn.Module):
         if p_z.batch not in ((), (n,)):
             raise ValueError(f"y: expected {n} of them, got {p_z.batch}")
         p_x = self.decode(p_z.sample((n,), generator), y)
-        return p_x.sample(generator) if pixels else p_x.mean
+        return (p_x.sample(generator) if pixels else p_x.mean).to(self.weight.dtype)
 
     def told_nothing(self, y: Tensor | None) -> None:
         """Raise ValueError if this model, which is told nothing, is told y."""
@@ -222,6 +231,7 @@ class ConvVAE(VAE):
         likelihood: Likelihood | None = None,
     ) -> None:
         super().__init__(latent, hidden, image_shape, likelihood)
+        latent, hidden = self.latent, self.hidden
         channels, height, width = self.image_shape
         if height % 4 or width % 4:
             raise ValueError(
@@ -278,6 +288,7 @@ class ConditionalVAE(VAE):
         prior_network: nn.Module | None,
     ) -> None:
         super().__init__(latent, hidden, image_shape, likelihood)
+        latent, hidden = self.latent, self.hidden
         pixels = math.prod(self.image_shape)
         self.encoder = nn.Sequential(nn.Linear(pixels + row, hidden), nn.ReLU())
         self.decoder[0] = nn.Linear(latent + row, hidden)
@@ -291,6 +302,7 @@ class ConditionalVAE(VAE):
         """
         raise NotImplementedError
 
+    @numeric
     def encode(
         self, x: Float[Tensor, "*batch channels height width"], y: Tensor | None = None
     ) -> DiagonalGaussian:
@@ -310,6 +322,7 @@ class ConditionalVAE(VAE):
             )
         return self.posterior(self.encoder(torch.cat([x.flatten(-3).to(row), row], dim=-1)))
 
+    @numeric
     def decode(self, z: Float[Tensor, "*batch d"], y: Tensor | None = None) -> ImageDistribution:
         """p(x | z, y); y has the batch axes of z, or the last of them.
 
@@ -363,6 +376,7 @@ class CVAE(ConditionalVAE):
         learned_prior: bool = False,
     ) -> None:
         classes = whole_number("classes", classes)
+        latent = whole_number("latent", latent)
         table = nn.Linear(classes, 2 * latent, bias=False) if learned_prior else None
         super().__init__(classes, latent, hidden, image_shape, likelihood, table)
         self.classes, self.learned_prior = classes, bool(learned_prior)
@@ -406,6 +420,7 @@ class CVAE(ConditionalVAE):
         Raises:
             ValueError: y does not fit.
         """
+        n = whole_number("n", n, least=0)
         labels = torch.arange(n) % self.classes if y is None else torch.as_tensor(y)
         labels = labels.expand(n) if labels.ndim == 0 else labels
         return super().sample(n, generator, y=labels, pixels=pixels)
@@ -433,6 +448,7 @@ class CompletionVAE(ConditionalVAE):
         *,
         seen_shape: Sequence[int] = (1, 14, 14),
     ) -> None:
+        latent, hidden = whole_number("latent", latent), whole_number("hidden", hidden)
         seen = math.prod(seen_shape)
         network = nn.Sequential(nn.Linear(seen, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent))
         super().__init__(seen, latent, hidden, image_shape, likelihood, network)

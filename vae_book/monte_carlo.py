@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vae_book.checks import as_floats, enough_draws
+from vae_book.checks import enough_draws, numeric
 
 
 class Estimate(NamedTuple):
@@ -22,6 +22,7 @@ class Estimate(NamedTuple):
     standard_error: Float[Tensor, "..."]
 
 
+@numeric
 def average(draws: Float[Tensor, "n ..."]) -> Estimate:
     """The average over the first axis, and its standard error.
 
@@ -33,11 +34,11 @@ def average(draws: Float[Tensor, "n ..."]) -> Estimate:
     Raises:
         ValueError: there are fewer than two draws.
     """
-    (draws,) = as_floats(draws)
     enough_draws(draws=draws)
     return Estimate(draws.mean(0), draws.std(0) / math.sqrt(len(draws)))
 
 
+@numeric
 def log_average(log_weights: Float[Tensor, "n ..."]) -> Estimate:
     """The logarithm of an average of weights, in nats, from the logarithms of the weights.
 
@@ -62,6 +63,7 @@ def log_average(log_weights: Float[Tensor, "n ..."]) -> Estimate:
     return Estimate(mean.log() + largest, torch.where(mean == 0, math.inf, error))
 
 
+@numeric
 def effective_sample_size(log_weights: Float[Tensor, "n ..."]) -> Float[Tensor, "..."]:
     r"""How many equally weighted draws an average of unequally weighted ones is worth.
 
@@ -82,7 +84,6 @@ def effective_sample_size(log_weights: Float[Tensor, "n ..."]) -> Float[Tensor, 
 
 def _scaled(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     """The weights over the largest of them, and the logarithm of that."""
-    (log_weights,) = as_floats(log_weights)
     enough_draws(log_weights=log_weights)
     largest = log_weights.max(0).values
     if bool((largest == math.inf).any()):

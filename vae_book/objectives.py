@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vae_book.bounds import Elbo, importance_weighted_bound, pass_log_weights
+from vae_book.checks import real_number
 from vae_book.distributions import DiagonalGaussian
 from vae_book.divergences import naive_regularizer
 from vae_book.models import Pass
@@ -47,10 +48,11 @@ class Objective:
     def __post_init__(self) -> None:
         for name, kind in (("beta", float), ("warm_up", int), ("free_nats", float)):
             value = getattr(self, name)
-            if not 0 <= value < math.inf or kind(value) != value:
+            number = real_number(name, value)
+            if not 0 <= number < math.inf or kind(number) != number:
                 whole = "whole " * (kind is int)
                 raise ValueError(f"{name}: expected a {whole}number from 0 on, got {value}")
-            object.__setattr__(self, name, kind(value))  # one of numpy's would spoil a checkpoint
+            object.__setattr__(self, name, kind(number))  # one of numpy's would spoil a checkpoint
         if self.penalty not in ("kl", "naive"):
             raise ValueError(f"penalty: expected 'kl' or 'naive', got {self.penalty!r}")
         if self.penalty == "naive" and self.free_nats:

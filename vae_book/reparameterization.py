@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vae_book.checks import numeric
 from vae_book.deprecated import moved
 
 
+@numeric
 def reparameterize(
     mu: Float[Tensor, "... d"],
     log_var: Float[Tensor, "... d"],
@@ -40,6 +42,7 @@ def reparameterize(
     return mu + torch.exp(0.5 * log_var) * eps
 
 
+@numeric
 def reparameterize_full(
     mu: Float[Tensor, "... d"], scale: Float[Tensor, "... d d"], eps: Float[Tensor, "*sample d"]
 ) -> Float[Tensor, "*result d"]:

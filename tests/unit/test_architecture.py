@@ -10,7 +10,8 @@ import mutants
 ROOT = Path(__file__).parents[2]
 MODULES = {path.stem: path for path in (ROOT / "vae_book").glob("*.py")}
 LAYERS = [
-    {"checks", "deprecated", "device", "display", "files", "parallel", "report"},
+    {"checks", "deprecated", "display", "files", "parallel", "report"},
+    {"device"},
     {"figures", "history", "images", "likelihoods", "monte_carlo", "reparameterization"},
     {"divergences", "folders", "gradient_estimators"},
     {"distributions"},

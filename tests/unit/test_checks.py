@@ -44,7 +44,7 @@ def symmetric(*shape, dtype=torch.float64):
     ],
 )
 def test_numbers_become_floats_of_one_type_and_keep_their_values(values, dtype):
-    found = as_floats(*values)
+    found = as_floats(**dict(zip("abcdef", values, strict=False)))
     assert [each.dtype for each in found] == [dtype] * len(values)
     for given, tensor in zip(values, found, strict=True):
         np.testing.assert_array_equal(tensor.numpy(), np.asarray(given, dtype=np.float64))
@@ -53,7 +53,7 @@ def test_numbers_become_floats_of_one_type_and_keep_their_values(values, dtype):
 def test_without_any_floats_the_default_type_is_taken():
     torch.set_default_dtype(torch.float64)
     try:
-        assert as_floats(torch.tensor([1, 2]))[0].dtype == torch.float64
+        assert as_floats(a=torch.tensor([1, 2]))[0].dtype == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -98,8 +98,8 @@ def test_arguments_have_one_shape():
 
 
 def test_two_draws_are_enough():
-    enough_draws(z=torch.zeros(2), x=torch.zeros(2, 0))
-    for shape in [(), (0,), (1,), (1, 5)]:
+    enough_draws(z=torch.zeros(2), x=torch.zeros(2, 3))
+    for shape in [(), (0,), (1,), (1, 5), (2, 0)]:
         with refused(f"z: expected shape (n, ...) with n >= 2, got {shape}"):
             enough_draws(z=torch.zeros(shape))
 

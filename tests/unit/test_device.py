@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from tests.numbers import refused
 from vae_book.device import best_device, describe, seeded, standard_normal
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -96,10 +97,26 @@ def test_several_seeds_are_reproducible_streams_that_share_nothing():
     assert correlations.abs().max() < 5 / n**0.5  # 190 correlations, each with s.e. 1/sqrt(n)
 
 
-@pytest.mark.parametrize("seed", [(), (-1,), (0, -1)])
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("seed", [(), (-1,), (0, -1), (0.5,), (None,), ("0",)])
 def test_bad_seeds_are_refused(seed):
-    with pytest.raises(ValueError, match="non-negative"):
+    with refused("seed: expected "):
         seeded(*seed)
+
+
+def test_seeds_of_any_size_have_streams_of_their_own():
+    seeds = [0, 2**32, 2**63, 2**64 - 1, 2**64, 2**64 + 1, 10**40]
+    first = [torch.rand(3, generator=seeded(seed)) for seed in seeds]
+    for seed, draws in zip(seeds, first, strict=True):
+        assert torch.equal(torch.rand(3, generator=seeded(seed)), draws)
+    assert len({tuple(draws.tolist()) for draws in first}) == len(seeds)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("shape", [(-1,), (2, -3), (1.5,), ("2",)])
+def test_sizes_of_noise_are_whole_and_not_negative(shape):
+    with refused("shape: expected a whole number of at least 0"):
+        standard_normal(shape)
 
 
 def test_standard_normal_is_torchs_own():
