@@ -10,14 +10,14 @@ import mutants
 ROOT = Path(__file__).parents[2]
 MODULES = {path.stem: path for path in (ROOT / "vae_book").glob("*.py")}
 LAYERS = [
-    {"checks", "deprecated", "device", "display", "parallel"},
+    {"checks", "deprecated", "device", "display", "parallel", "report"},
     {"figures", "images", "likelihoods", "monte_carlo", "reparameterization"},
     {"divergences", "folders", "gradient_estimators"},
     {"distributions"},
-    {"bayes", "data", "linear_gaussian"},
-    {"models"},
-    {"bounds"},
-    {"checkpoints", "evaluation", "objectives"},
+    {"bayes", "data", "linear_gaussian", "patient"},
+    {"loss_terms", "models"},
+    {"bounds", "exam"},
+    {"checkpoints", "doctor", "evaluation", "objectives"},
     {"training"},
     {"clinic", "commands", "diagrams", "explorer"},
     {"__main__"},

@@ -1,0 +1,733 @@
+"""The doctor: healthy VAEs in three styles get a clean bill, each fault is found by its name."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn, optim
+from torch.distributions import (
+    Bernoulli,
+    ContinuousBernoulli,
+    Independent,
+    MultivariateNormal,
+    Normal,
+    kl_divergence,
+)
+
+from vae_book import bounds, likelihoods
+from vae_book.clinic import FAULTS, fault
+from vae_book.data import load_mnist
+from vae_book.doctor import diagnose
+from vae_book.models import CVAE, VAE
+from vae_book.report import Finding, Report
+
+UNITS = 6
+
+
+class Script(nn.Module):
+    """As in scripts: a tuple of mean and log-variance, probabilities, flat images."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc21, self.fc22 = (
+            nn.Linear(784, 64),
+            nn.Linear(64, UNITS),
+            nn.Linear(64, UNITS),
+        )
+        self.fc3, self.fc4 = nn.Linear(UNITS, 64), nn.Linear(64, 784)
+
+    def encode(self, x):
+        h = F.relu(self.fc1(x))
+        return self.fc21(h), self.fc22(h)
+
+    def reparameterize(self, mu, log_var):
+        return mu + torch.exp(0.5 * log_var) * torch.randn_like(mu)
+
+    def decode(self, z):
+        return torch.sigmoid(self.fc4(F.relu(self.fc3(z))))
+
+    def forward(self, x):
+        mu, log_var = self.encode(x.flatten(1))
+        return self.decode(self.reparameterize(mu, log_var)), mu, log_var
+
+    def bce(self, made, x):
+        return F.binary_cross_entropy(made, x, reduction="sum")
+
+    def kld(self, mu, log_var):
+        return -0.5 * torch.sum(1 + log_var - mu.pow(2) - log_var.exp())
+
+    def loss(self, x):
+        made, mu, log_var = self(x)
+        return self.bce(made, x) + self.kld(mu, log_var)
+
+
+class Modules(nn.Module):
+    """Encoder and decoder are modules, distributions go between them, the deviation is an exp."""
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.loc, self.scale = (
+                nn.Linear(784, 64),
+                nn.Linear(64, UNITS),
+                nn.Linear(64, UNITS),
+            )
+
+        def forward(self, x):
+            h = F.softplus(self.hidden(x.flatten(1)))
+            return Independent(Normal(self.loc(h), torch.exp(self.scale(h))), 1)
+
+    class Decoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.out = nn.Linear(UNITS, 64), nn.Linear(64, 784)
+
+        def forward(self, z):
+            logits = self.out(F.softplus(self.hidden(z)))
+            return Independent(Bernoulli(logits=logits, validate_args=False), 1)
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = self.Encoder(), self.Decoder()
+
+    def loss(self, x):
+        q = self.encoder(x)
+        p = Independent(Normal(torch.zeros(UNITS), torch.ones(UNITS)), 1)
+        z = q.rsample()
+        return -(self.decoder(z).log_prob(x) + p.log_prob(z) - q.log_prob(z)).mean()
+
+
+class Steps(nn.Module):
+    """A model with a training step of its own, a sampling layer and two convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Flatten(), nn.Linear(8 * 196, 32), nn.ReLU())  # fmt: skip
+        self.z_mean, self.z_log_var = nn.Linear(32, UNITS), nn.Linear(32, UNITS)
+        self.decoder = nn.Sequential(
+            nn.Linear(UNITS, 64), nn.ReLU(), nn.Linear(64, 784), nn.Sigmoid()
+        )
+
+    def encode(self, x):
+        h = self.encoder(x)
+        mean, log_var = self.z_mean(h), self.z_log_var(h)
+        return mean, log_var, mean + torch.exp(log_var / 2) * torch.randn_like(mean)
+
+    def compute_loss(self, x):
+        mean, log_var, z = self.encode(x)
+        made = self.decoder(z)
+        reconstruction = F.binary_cross_entropy(made, x, reduction="none").sum(1).mean()
+        kl = -0.5 * (1 + log_var - mean.square() - log_var.exp())
+        kl = kl.sum(1).mean()
+        return {"loss": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
+
+    def train_step(self, x, optimizer):
+        optimizer.zero_grad()
+        losses = self.compute_loss(x)
+        losses["loss"].backward()
+        optimizer.step()
+        return {name: value.item() for name, value in losses.items()}
+
+
+def train(model, loss, x, steps=150):
+    optimizer = optim.Adam(model.parameters(), 3e-3)
+    batches = x[:1280].reshape(20, 64, 784)
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss(batches[step % 20]).backward()
+        optimizer.step()
+    return model
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Digits of all classes in a random order, flat, and their labels."""
+    data = load_mnist("train", "bundled", "cpu")
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    return data.images[order].flatten(1), data.labels[order]
+
+
+@pytest.fixture(scope="module")
+def x(digits):
+    return digits[0][2000:2064]
+
+
+@pytest.fixture(scope="module")
+def script(digits):
+    torch.manual_seed(0)
+    model = Script()
+    return train(model, lambda batch: model.loss(batch) / 64, digits[0])
+
+
+@pytest.fixture(scope="module")
+def modules(digits):
+    torch.manual_seed(0)
+    model = Modules()
+    return train(model, model.loss, digits[0])
+
+
+@pytest.fixture(scope="module")
+def steps(digits):
+    torch.manual_seed(0)
+    model, batches = Steps(), digits[0][:1280].reshape(20, 64, 784)
+    optimizer = optim.Adam(model.parameters(), 3e-3)
+    for step in range(150):
+        model.train_step(batches[step % 20], optimizer)
+    return model
+
+
+def unchecked(report):
+    return {each.check for each in report.findings if each.verdict == "not checked"}
+
+
+# Healthy models -----------------------------------------------------------------------------------
+
+
+def test_a_script_with_tuples_and_summed_cross_entropy_gets_a_clean_bill(script, x):
+    report = diagnose(script.encode, script.decode, x, loss=script.loss)
+    assert report.healthy, str(report)
+    assert unchecked(report) == {"labels"}
+
+
+def test_distributions_with_a_deviation_and_a_divergence_by_draws_get_a_clean_bill(modules, x):
+    report = diagnose(modules.encoder, modules.decoder, x, loss=modules.loss)
+    assert report.healthy, str(report)
+    assert unchecked(report) == {"labels"}
+
+
+def test_a_model_with_a_step_of_its_own_and_batch_norm_gets_a_clean_bill(steps, x):
+    report = diagnose(steps.encode, steps.decoder, x, loss=steps.compute_loss)
+    assert report.healthy, str(report)
+    assert unchecked(report) == {"labels"}
+
+
+# The faults of the clinic -------------------------------------------------------------------------
+
+
+def patient(name):
+    """A model of the package that the fault shows in, and its loss."""
+    torch.manual_seed(0)
+    if name == "deaf-encoder":
+        return CVAE(UNITS, 64)
+    likelihood = likelihoods.Bernoulli(relaxed=name != "gray-as-binary")
+    return VAE(UNITS, 64, likelihood=likelihood)
+
+
+def loss_of(model, name):
+    if name == "softmax-over-losses":
+        return lambda x: (
+            -bounds.importance_weighted_bound(
+                bounds.log_weights(model, x, torch.randn(5, len(x), UNITS))
+            ).mean()
+        )
+    return lambda x, y=None: -bounds.elbo(model, x, y=y).value.mean()
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_of_the_clinic_is_found_by_its_name(name, digits, x):
+    model, images = patient(name), x.reshape(-1, 1, 28, 28)
+    labels = digits[1][2000:2064] if isinstance(model, CVAE) else None
+    images = images.round() if name == "gray-as-binary" else images
+    healthy = diagnose(model.encode, model.decode, images, loss=loss_of(model, name), labels=labels)
+    assert healthy.healthy, str(healthy)
+    with fault(name):
+        report = diagnose(
+            model.encode,
+            model.decode,
+            x.reshape(-1, 1, 28, 28),
+            loss=loss_of(model, name),
+            labels=labels,
+        )
+    assert report.faults == (name,), str(report)
+
+
+# Losses, given as functions of what encoder and decoder return ------------------------------------
+
+
+def cross_entropy(x, made):
+    return F.binary_cross_entropy(made, x, reduction="sum")
+
+
+def kl(mu, log_var):
+    return kl_divergence(Normal(mu, (0.5 * log_var).exp()), Normal(0.0, 1.0)).sum()
+
+
+def kl_of_log_std(mu, spread):
+    return kl_divergence(Normal(mu, spread.exp()), Normal(0.0, 1.0)).sum()
+
+
+WRONG = {
+    "mean-reduction": lambda x, q, p: cross_entropy(x, p) / 784 + kl(*q),
+    "kl-over-784": lambda x, q, p: cross_entropy(x, p) + kl(*q) / 784,
+    "kl-over-batch": lambda x, q, p: cross_entropy(x, p) + kl(*q) / len(x),
+    "likelihood-over-batch": lambda x, q, p: cross_entropy(x, p) / len(x) + kl(*q),
+    "kl-mean": lambda x, q, p: cross_entropy(x, p) + kl(*q) / UNITS,
+    "kl-weight": lambda x, q, p: cross_entropy(x, p) + 0.3 * kl(*q),
+    "kl-sign": lambda x, q, p: cross_entropy(x, p) - kl(*q),
+    "likelihood-sign": lambda x, q, p: kl(*q) - cross_entropy(x, p),
+    "both-signs": lambda x, q, p: -cross_entropy(x, p) - kl(*q),
+    "no-kl": lambda x, q, p: cross_entropy(x, p),
+    "kl-value": lambda x, q, p: cross_entropy(x, p) + kl(*q) + 0.5 * q[0].numel(),
+    "kl-formula": lambda x, q, p: cross_entropy(x, p) + kl(*q) - 0.5 * q[1].sum(),
+    "log-var-as-std": lambda x, q, p: cross_entropy(x, p) + kl_of_log_std(*q),
+    "image-weights": lambda x, q, p: cross_entropy(x, p) + cross_entropy(x[:9], p[:9]) + kl(*q),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_loss_with_a_mistake_is_named_by_its_mistake(name, script, x):
+    report = diagnose(
+        script.encode,
+        script.decode,
+        x,
+        loss=WRONG[name],
+        draw=lambda q: script.reparameterize(*q),
+    )
+    assert report.faults[0] == name, str(report)
+    assert len(set(report.faults)) == 1, str(report)
+
+
+def test_how_far_off_a_weight_is_is_told_in_nats(script, x):
+    report = diagnose(script.encode, script.decode, x, loss=WRONG["kl-over-784"])
+    right = kl(*script.encode(x)).item() / len(x)
+    finding = report["scale and sign of both terms"]
+    assert finding.nats == pytest.approx(right * 783 / 784, rel=0.01)
+    assert "log-likelihood summed, KL averaged over pixels" in finding.found
+
+
+def test_a_constant_that_is_missing_is_told_in_nats(script, x):
+    report = diagnose(script.encode, script.decode, x, loss=WRONG["kl-value"])
+    assert report["KL against draws"].nats == pytest.approx(0.5 * UNITS, abs=0.3)
+
+
+def test_a_weight_that_was_chosen_is_no_fault(script, x):
+    report = diagnose(script.encode, script.decode, x, loss=WRONG["kl-weight"], beta=0.3)
+    assert report.healthy, str(report)
+    wrong = diagnose(script.encode, script.decode, x, loss=WRONG["kl-weight"], beta=3.0)
+    assert wrong.faults == ("kl-weight",)
+
+
+RIGHT = {
+    "mean over images": lambda x, q, p: (cross_entropy(x, p) + kl(*q)) / len(x),
+    "mean over images and pixels": lambda x, q, p: (cross_entropy(x, p) + kl(*q)) / x.numel(),
+    "whole data set": lambda x, q, p: (cross_entropy(x, p) + kl(*q)) * 60000 / len(x),
+    "one for each image": lambda x, q, p: (
+        F.binary_cross_entropy(p, x, reduction="none").sum(1)
+        - 0.5 * (1 + q[1] - q[0] ** 2 - q[1].exp()).sum(1)
+    ),
+    "tuple": lambda x, q, p: (cross_entropy(x, p) + kl(*q), cross_entropy(x, p), kl(*q)),
+    "squared error": lambda x, q, p: F.mse_loss(p, x, reduction="sum") + kl(*q),
+    "half the squared error": lambda x, q, p: 0.5 * (p - x).square().sum() + kl(*q),
+    "absolute error": lambda x, q, p: (p - x).abs().sum() + kl(*q),
+    "continuous Bernoulli": lambda x, q, p: (
+        kl(*q) - ContinuousBernoulli(probs=p, validate_args=False).log_prob(x).sum()
+    ),
+    "by hand, with a small number": lambda x, q, p: (
+        kl(*q) - (x * (p + 1e-8).log() + (1 - x) * (1 - p + 1e-8).log()).sum()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_loss_of_another_form_is_no_fault(name, script, x):
+    report = diagnose(script.encode, script.decode, x, loss=RIGHT[name])
+    assert report.healthy, str(report)
+    assert report["scale and sign of both terms"].verdict == "ok", str(report)
+
+
+def test_a_mean_squared_error_beside_a_summed_kl_is_a_mean_reduction(script, x):
+    report = diagnose(
+        script.encode, script.decode, x, loss=lambda x, q, p: F.mse_loss(p, x) * len(x) + kl(*q)
+    )
+    assert report.faults == ("mean-reduction",)
+
+
+# Encoders, draws and decoders ---------------------------------------------------------------------
+
+
+def broken(script, **methods):
+    """The trained script with other methods."""
+    model = type("Broken", (Script,), methods)()
+    model.load_state_dict(script.state_dict())
+    return model
+
+
+def faults(model, x, **options):
+    return diagnose(model.encode, model.decode, x, loss=model.loss, **options).faults
+
+
+def two_heads_in_one(self, x):
+    h = self.fc21(F.relu(self.fc1(x)))
+    return h, h
+
+
+def with_dropout(self, x):
+    h = F.dropout(F.relu(self.fc1(x)), 0.2)
+    return self.fc21(h), self.fc22(h)
+
+
+def normalized_by_the_batch(self, x):
+    h = F.relu(self.fc1(x))
+    h = h - h.mean(0)
+    return self.fc21(h), self.fc22(h)
+
+
+METHODS = {
+    "uniform-noise": {
+        "reparameterize": lambda self, mu, log_var: mu + (0.5 * log_var).exp() * torch.rand_like(mu)
+    },
+    "no-noise": {"reparameterize": lambda self, mu, log_var: mu},
+    "log-var-as-std": {
+        "reparameterize": lambda self, mu, log_var: mu + log_var.exp() * torch.randn_like(mu)
+    },
+    "no-reparameterization": {
+        "reparameterize": lambda self, mu, log_var: Normal(mu, (0.5 * log_var).exp()).sample()
+    },
+    "one-head": {"encode": two_heads_in_one},
+    "noise-in-evaluation": {"encode": with_dropout},
+    "batch-in-evaluation": {"encode": normalized_by_the_batch},
+    "sigmoid-twice": {
+        "bce": lambda self, made, x: F.binary_cross_entropy_with_logits(made, x, reduction="sum")
+    },
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_mistake_in_a_method_is_found_by_its_name(name, script, x):
+    assert faults(broken(script, **METHODS[name]), x) == (name,)
+
+
+def test_draws_that_are_the_mean_because_of_a_flag_are_not_called_a_fault(script, x):
+    model = broken(script, **METHODS["no-noise"]).eval()
+    report = diagnose(model.encode, model.decode, x, loss=model.loss)
+    assert report.healthy
+    assert "flag of the model" in report["noise"].found
+
+
+def several(model, x, draws):
+    """log p(x, z) - log q(z | x) of some draws, and the two terms."""
+    mu, log_var = model.encode(x)
+    q = Normal(mu, (0.5 * log_var).exp())
+    z = q.rsample((draws,))
+    log_p = -F.binary_cross_entropy(model.decode(z), x.expand(draws, -1, -1), reduction="none")
+    return log_p.sum(-1) + Normal(0.0, 1.0).log_prob(z).sum(-1) - q.log_prob(z).sum(-1)
+
+
+MANY_DRAWS = {
+    "": lambda self, x: -several(self, x, 4).mean(),
+    " ": lambda self, x: -several(self, x, 4).logsumexp(0).mean(),
+    "softmax-over-losses": lambda self, x: (
+        -((log_w := several(self, x, 4)) * log_w.softmax(0)).sum()
+    ),
+    "draw-weights": lambda self, x: -several(self, x, 4).max(0).values.sum(),
+}
+
+
+@pytest.mark.parametrize("name", MANY_DRAWS)
+def test_several_draws_enter_by_a_mean_or_by_the_log_of_one(name, script, x):
+    assert faults(broken(script, loss=MANY_DRAWS[name]), x) == tuple(name.split())
+
+
+class Half(Normal):
+    """A density that lacks half of its mass."""
+
+    def log_prob(self, value):
+        return super().log_prob(value) - math.log(2)
+
+
+def test_a_density_that_does_not_integrate_to_one_is_found_with_its_nats(script, x):
+    model = broken(
+        script,
+        decode=lambda self, z: Half(self.fc4(F.relu(self.fc3(z))), torch.full((1,), 0.5)),
+        bce=lambda self, made, x: -made.log_prob(x).sum(),
+    )
+    report = diagnose(model.encode, model.decode, x, loss=model.loss)
+    assert report.faults == ("not-normalized",), str(report)
+    nats = report["likelihood sums to one"].nats
+    assert nats == pytest.approx(-784 * math.log(2), rel=1e-4)
+
+
+def test_gray_levels_are_a_fault_only_under_a_likelihood_of_binary_pixels(script, x):
+    assert faults(script, x, likelihood="bernoulli") == ("gray-as-binary",)
+    assert faults(script, x, likelihood="cross-entropy") == ()
+    assert faults(script, x.round(), likelihood="bernoulli") == ()
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x * 255, lambda x: (x - 0.13) / 0.31, lambda x: x * math.nan]
+)
+def test_pixels_out_of_range_are_found(script, x, change):
+    images = change(x)
+    report = diagnose(script.encode, script.decode, images, likelihood="cross-entropy")
+    assert "range" in report.faults
+
+
+def test_a_claim_above_the_evidence_is_found(script, x):
+    model = broken(script, kld=lambda self, *q: kl(*q) - 20 * len(q[0]))
+    found = diagnose(model.encode, model.decode, x, loss=model.loss)
+    assert "above-the-evidence" in found.faults
+    assert 14 < found["bound below the evidence"].nats < 20  # less the gap, a few nats
+
+
+# Trained with a mistake ---------------------------------------------------------------------------
+
+
+def trained_with(digits, loss):
+    torch.manual_seed(0)
+    model = Script()
+    return train(model, lambda x: loss(model, x), digits[0], steps=300)
+
+
+def test_a_model_that_collapsed_is_told_so_without_its_loss(digits, x):
+    model = trained_with(
+        digits,
+        lambda model, x: (
+            cross_entropy(x, (out := model(x))[0]) / 784 + model.kld(*out[1:])
+        ) / len(x),
+    )  # fmt: skip
+    assert diagnose(model.encode, model.decode, x).faults == ("collapse",)
+
+
+def test_codes_far_from_the_prior_are_told_so_without_the_loss(digits, x):
+    model = trained_with(
+        digits,
+        lambda model, x: (
+            cross_entropy(x, (out := model(x))[0]) + model.kld(*out[1:]) / 784
+        ) / len(x),
+    )  # fmt: skip
+    assert diagnose(model.encode, model.decode, x).faults == ("prior-missed",)
+
+
+# Labels -------------------------------------------------------------------------------------------
+
+
+class Conditional(nn.Module):
+    """A VAE that is told labels as rows of ten numbers."""
+
+    def __init__(self, encoder=True, decoder=True):
+        super().__init__()
+        self.told = encoder, decoder
+        self.encoder, self.decoder = nn.Linear(794, 2 * UNITS), nn.Linear(UNITS + 10, 784)
+
+    def encode(self, x, y):
+        return self.encoder(torch.cat([x, y * self.told[0]], 1)).chunk(2, 1)
+
+    def decode(self, z, y):
+        return torch.sigmoid(self.decoder(torch.cat([z, y * self.told[1]], 1)))
+
+    def loss(self, x, y):
+        mu, log_var = self.encode(x, y)
+        z = mu + (0.5 * log_var).exp() * torch.randn_like(mu)
+        return cross_entropy(x, self.decode(z, y)) + kl(mu, log_var)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "found"),
+    [(1, 1, ()), (0, 1, ("deaf-encoder",)), (1, 0, ("deaf-decoder",))],
+)
+def test_labels_that_are_not_heard_are_found(encoder, decoder, found, digits, x):
+    torch.manual_seed(0)
+    model, labels = Conditional(encoder, decoder), F.one_hot(digits[1][2000:2064]).float()
+    report = diagnose(model.encode, model.decode, x, loss=model.loss, labels=labels)
+    assert report.faults == found, str(report)
+
+
+# What is left as it was, and what cannot be seen --------------------------------------------------
+
+
+def test_nothing_of_the_readers_is_changed(steps, x):
+    steps.train()
+    steps.encoder[2].eval()  # frozen on purpose
+    before = {name: value.clone() for name, value in steps.state_dict().items()}
+    attributes, random = set(vars(steps)), torch.get_rng_state()
+    diagnose(steps.encode, steps.decoder, x, loss=steps.compute_loss)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert set(vars(steps)) == attributes
+    assert not steps.decoder._forward_hooks
+    assert steps.training
+    assert not steps.encoder[2].training
+    after = steps.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    steps.encoder[2].train()
+
+
+def test_gradients_of_the_reader_stay_as_they_are(script, x):
+    model = broken(script)
+    diagnose(model.encode, model.decode, x, loss=model.loss)
+    assert all(each.grad is None for each in model.parameters())
+
+
+def test_the_same_seed_gives_the_same_report(script, x):
+    first, again, other = (
+        diagnose(script.encode, script.decode, x, loss=script.loss, seed=seed) for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_functions_that_cannot_be_watched_are_said_to_be_so(script, x):
+    report = diagnose(lambda x: script.encode(x), script.decode, x, loss=script.loss)
+    assert report.healthy
+    assert report["scale and sign of both terms"].verdict == "not checked"
+    assert report["scale and sign of both terms"].found.startswith("encode was not seen inside")
+    assert report["collapse"].verdict == "ok"
+
+
+def test_without_a_loss_its_checks_are_not_made_and_the_others_are(script, x):
+    report = diagnose(script.encode, script.decode, x)
+    assert report.healthy
+    assert {each.check for each in report.findings if each.verdict == "ok"} == {
+        "range of the data",
+        "two outputs of the encoder",
+        "decoder's output",
+        "likelihood sums to one",
+        "collapse",
+        "training and evaluation mode",
+        "samples of the prior",
+    }
+
+
+def test_an_untrained_model_is_neither_healthy_nor_collapsed_in_the_eyes_of_the_doctor(x):
+    torch.manual_seed(1)
+    model = Script()
+    report = diagnose(model.encode, model.decode, x, loss=model.loss)
+    assert report.healthy, str(report)
+    assert report["collapse"].verdict == "not checked"
+    assert report["scale and sign of both terms"].verdict == "ok"
+
+
+def test_a_likelihood_and_a_prior_of_the_readers_own_are_taken(script, x):
+    def log_prob(images, made):
+        return Normal(made, 0.3).log_prob(images).sum(-1)
+
+    wide = Independent(Normal(torch.zeros(UNITS), 2 * torch.ones(UNITS)), 1)
+
+    def loss(images, q, made):
+        q = Normal(q[0], (0.5 * q[1]).exp())
+        return kl_divergence(q, wide.base_dist).sum() - log_prob(images, made).sum()
+
+    options = {"loss": loss, "likelihood": log_prob}
+    assert diagnose(script.encode, script.decode, x, prior=wide, **options).healthy
+    assert diagnose(script.encode, script.decode, x, **options).faults == ("kl-formula",)
+
+
+def test_a_full_covariance_without_correlations_is_a_diagonal_gaussian(script, x):
+    model = broken(
+        script,
+        encode=lambda self, x: MultivariateNormal(
+            (pair := Script.encode(self, x))[0],
+            scale_tril=torch.diag_embed((0.5 * pair[1]).exp()),
+            validate_args=False,
+        ),
+        loss=lambda self, x: (
+            self.bce(self.decode((q := self.encode(x)).rsample()), x)
+            + kl_divergence(q, MultivariateNormal(torch.zeros(UNITS), torch.eye(UNITS))).sum()
+        ),
+    )
+    report = diagnose(model.encode, model.decode, x, loss=model.loss)
+    assert report.healthy, str(report)
+    assert unchecked(report) == {"labels"}
+
+
+def test_codes_may_have_any_shape(x):
+    torch.manual_seed(0)
+
+    class Maps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down, self.up = nn.Conv2d(1, 4, 4, 4), nn.ConvTranspose2d(2, 1, 4, 4)
+
+        def encode(self, x):
+            return self.down(x).chunk(2, 1)
+
+        def loss(self, x):
+            mu, log_var = self.encode(x)
+            logits = self.up(mu + (0.5 * log_var).exp() * torch.randn_like(mu))
+            return F.binary_cross_entropy_with_logits(logits, x, reduction="sum") + kl(mu, log_var)
+
+    model = Maps()
+    report = diagnose(model.encode, model.up, x.view(-1, 1, 28, 28), loss=model.loss)
+    assert report.healthy, str(report)
+    assert report["scale and sign of both terms"].verdict == "ok"
+
+
+# Bad input ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encode": 3}, "encode: expected a function or a module, got int"),
+        ({"decode": None}, "decode: expected a function or a module, got NoneType"),
+        ({"loss": 3}, "loss: expected a function or None, got int"),
+        ({"draw": "randn"}, "draw: expected a function or None, got str"),
+        ({"images": [1, 2]}, "images: expected a tensor of two or more images, .* got list"),
+        ({"images": torch.rand(1, 784)}, r"images: .* two or more .* got shape \(1, 784\)"),
+        ({"images": torch.ones(9, 784, dtype=torch.uint8)}, "images: expected floating-point"),
+        ({"images": torch.rand(9, 28, 28)}, r"encode: raised .*, given shape \(9, 28, 28\)"),
+        ({"labels": torch.zeros(3)}, "labels: expected a tensor of one for each of 64 images"),
+        ({"likelihood": "poisson"}, "likelihood: expected bernoulli, .* got 'poisson'"),
+        ({"likelihood": lambda x, made: made.sum()}, "likelihood: expected log p"),
+        ({"spread": "sigma"}, "spread: expected log_var, std, log_std, var or None, got 'sigma'"),
+        ({"spread": "std"}, "spread: expected what encode returns, got 'std', but some are neg"),
+        ({"beta": 0}, "beta: expected a positive number, got 0"),
+        ({"prior": "normal"}, "prior: expected a distribution, got str"),
+        ({"encode": lambda x: x}, "encode: expected a tuple .* got Tensor"),
+        ({"encode": lambda x: (x, x[:, :3])}, "encode: expected mean and spread of one shape"),
+        ({"encode": lambda x: (x[0], x[0])}, "encode: expected one mean for each of 64 images"),
+        ({"decode": lambda z: z}, r"decode: expected 784 numbers .* got shape \(64, 6\)"),
+        ({"decode": lambda z: "image"}, "decode: expected a tensor of logits, .* got str"),
+        ({"loss": lambda x: 3.0}, "loss: expected a tensor of one number, .* got float"),
+        ({"loss": lambda x: {"elbo": x}}, "loss: expected a tensor of one number, .* NoneType"),
+        ({"loss": lambda x: x}, r"loss: expected a tensor of one number, .* got shape \(64, 784\)"),
+        ({"loss": lambda x: 1 / 0}, "loss: raised ZeroDivisionError"),
+    ],
+)  # fmt: skip
+def test_an_argument_that_is_none_is_named(change, message, script, x):
+    arguments = {"encode": script.encode, "decode": script.decode, "images": x} | change
+    with pytest.raises(ValueError, match=f"^{message}"):
+        diagnose(**arguments)
+
+
+# The report ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def report():
+    return Report((
+        Finding("scale", "fault", "KL | log-likelihood < 0", "kl-sign", 12.345, "change the sign"),
+        Finding("noise", "ok", "standard normal"),
+        Finding("labels", "not checked", "no labels were given"),
+    ))  # fmt: skip
+
+
+def test_a_report_is_read_in_a_terminal(report):
+    assert str(report).splitlines() == [
+        "fault        scale [kl-sign]: KL | log-likelihood < 0 (12.35 nats an image)",
+        "             -> change the sign",
+        "ok           noise: standard normal",
+        "not checked  labels: no labels were given",
+        "2 of 3 checks made; found: kl-sign",
+    ]
+    assert all(len(line) <= 100 for line in str(report).splitlines())
+    assert repr(report) == "Report(2 of 3 checks made; found: kl-sign)"
+
+
+def test_a_report_is_a_table_in_jupyter(report):
+    html, markdown = report._repr_html_(), report._repr_markdown_()
+    assert html.count("<tr>") == 4
+    assert "<td>fault: kl-sign</td><td>KL | log-likelihood &lt; 0</td><td>12.35</td>" in html
+    rows = markdown.splitlines()[:5]
+    assert {line.replace(r"\|", "").count("|") for line in rows} == {6}
+    assert r"| fault: kl-sign | KL \| log-likelihood < 0 | 12.35 |" in markdown
+
+
+def test_findings_are_had_by_the_name_of_their_check(report):
+    assert report["noise"].verdict == "ok"
+    assert not report.healthy
+    with pytest.raises(KeyError):
+        report["nose"]

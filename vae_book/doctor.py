@@ -1,0 +1,597 @@
+"""Is my VAE right? `diagnose` looks for the mistakes of the clinic in a reader's own code.
+
+Each check goes an independent route: densities are torch's, never the package's own. No weight, no
+buffer, no mode and no random state of the reader's is changed.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import kstest
+from torch import Tensor
+from torch.distributions import (
+    Bernoulli,
+    Distribution,
+    Normal,
+    kl_divergence,
+)
+
+from vae_book import likelihoods
+from vae_book.exam import DRAWS, KINDS, Exam, NotChecked, called
+from vae_book.loss_terms import (
+    FITS,
+    KLTerm,
+    Pass,
+    gradients,
+    summed,
+)
+from vae_book.patient import (
+    DEVIATIONS,
+    mode,
+)
+from vae_book.report import Finding, Report
+
+Function = Callable[..., Any]
+
+KL_DRAWS = 200  # of z, for the KL
+ACTIVE = 0.01  # the variance of a unit's mean above which it is active; Burda et al. (2016)
+
+
+def diagnose(
+    encode: Function,
+    decode: Function,
+    images: Tensor,
+    *,
+    loss: Function | None = None,
+    likelihood: str | likelihoods.Likelihood | Function | None = None,
+    labels: Tensor | None = None,
+    prior: Any = None,
+    draw: Function | None = None,
+    spread: str | None = None,
+    beta: float = 1.0,
+    seed: int = 0,
+) -> Report:
+    """Look for mistakes in a VAE, from outside, in a few seconds.
+
+    Args:
+        encode: images -> (mu, log_var) or (mu, std), a torch Normal, or a `DiagonalGaussian`. Give
+            a module or a method of an object, such as ``model.encode``: only their calls inside the
+            loss can be watched.
+        decode: z -> logits, probabilities, means, or a distribution.
+        images: some of those that the model was made for, at least two, in the shape that encode
+            takes, (n, ...); the first 100 are used.
+        loss: what training minimizes, as ``loss(images)``, or as ``loss(images, encoded, decoded)``
+            from what encode and decode returned. One number, or one for each image, or a
+            dictionary or tuple that holds it as ``loss`` or first.
+        likelihood: what decode's tensor stands for: ``bernoulli`` (binary pixels),
+            ``cross-entropy`` (gray levels, by name), ``gaussian``, ``laplace``,
+            ``continuous-bernoulli``, a `Likelihood`, or a function (images, decoded) -> log p(x|z)
+            of each image; None finds out.
+        labels: for a conditional model, what ``encode(images, labels)``, ``decode(z, labels)`` and
+            ``loss(images, labels)`` are told.
+        prior: p(z), a distribution, or a function of the labels that gives one; None is N(0, I).
+        draw: the reader's reparameterization, from what encode returned to z; needed only if the
+            loss has three arguments.
+        spread: what encode's second output is: ``log_var``, ``std``, ``log_std`` or ``var``; None
+            finds out.
+        beta: the weight of the KL that was chosen.
+        seed: of all noise.
+
+    Returns:
+        What was checked, what was found, how far off in nats, and what to do.
+
+    Raises:
+        ValueError: an argument is none of these; the message names it.
+    """
+    exam = Exam(encode, decode, images, loss, likelihood, labels, prior, draw, spread, beta)
+    gpus = [images.device] if images.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus), torch.enable_grad():
+        torch.manual_seed(seed)
+        exam.score(exam.decoded, exam.families[0])  # what is no VAE is refused before the checks
+        return Report(tuple(_looked(name, check, exam) for name, check in CHECKS.items()))
+
+
+def _looked(name: str, check: Callable[["Exam"], Finding], exam: "Exam") -> Finding:
+    try:
+        found = check(exam)
+    except NotChecked as reason:
+        return Finding(name, "not checked", str(reason))
+    return Finding(name, found.verdict, found.found, found.fault, found.nats, found.advice)
+
+
+def _ok(found: str, nats: float | None = None, advice: str = "") -> Finding:
+    return Finding("", "ok", found, "", nats, advice)
+
+
+def _fault(fault: str, found: str, advice: str, nats: float | None = None) -> Finding:
+    return Finding("", "fault", found, fault, nats, advice)
+
+
+# The checks ---------------------------------------------------------------------------------------
+
+
+def range_of_data(exam: Exam) -> Finding:
+    """Whether the images have values that the likelihood can score."""
+    low, high = exam.images.min().item(), exam.images.max().item()
+    span = f"from {low:.4g} to {high:.4g}"
+    if not bool(exam.images.isfinite().all()):
+        return _fault("range", "some pixels are infinite or NaN", "look at how images are read")
+    if low == high:
+        return _fault("range", f"all pixels are {low:.4g}", "look at how images are read")
+    if exam.bounded and not (low >= 0 and high <= 1):
+        return _fault(
+            "range",
+            f"pixels go {span}, and are scored as if between 0 and 1",
+            "divide by 255 what goes from 0 to 255, and leave out a normalization by mean and "
+            "deviation; or use a Gaussian likelihood",
+        )
+    return _ok(f"pixels go {span}")
+
+
+def heads(exam: Exam) -> Finding:
+    """Whether mean and spread are two outputs."""
+    mu, spread = exam.encoded.mu, exam.encoded.spread
+    if mu.shape == spread.shape and torch.equal(mu, spread):
+        return _fault(
+            "one-head",
+            "the spread is the mean, number by number",
+            "give the encoder a layer for each of the two, or twice as many outputs to split",
+        )
+    return _ok("mean and spread are two outputs")
+
+
+def noise(exam: Exam) -> Finding:
+    """Whether z = mu + sigma * eps with eps standard normal."""
+    seen = exam.seen
+    if seen.drawn and _constant(seen) and exam.training:
+        return _fault(
+            "no-noise",
+            "z is the mean, also in training mode: an autoencoder that pays for a KL",
+            "draw z = mu + std * torch.randn_like(std)",
+        )
+    kind, _ = _draws(exam)
+    z = torch.cat(list(seen.z)).detach()
+    q_z = seen.encoded.normal(kind)
+    eps = ((z - q_z.mean) / q_z.stddev).detach().flatten().double()
+    distance = kstest(eps.cpu().numpy(), "norm").statistic
+    if math.sqrt(len(eps)) * distance > 3:  # by chance once in 30 million
+        return _fault(
+            "uniform-noise",
+            f"the noise in z has mean {eps.mean():.2f} and deviation {eps.std():.2f}, and is not "
+            "standard normal",
+            "draw it with torch.randn_like, not with rand",
+        )
+    return _ok(f"the noise in {len(eps)} draws is standard normal")
+
+
+def deviation(exam: Exam) -> Finding:
+    """Whether draws of z, the KL and the declaration read the spread in the same way."""
+    readings = {}
+    if exam.encoded.kind or exam.spread:
+        readings["the declaration"] = str(exam.encoded.kind or exam.spread)
+    reasons = []
+    for name, reading in {"z": lambda: _draws(exam)[0], "the KL": lambda: _kl(exam).kind}.items():
+        try:
+            readings[name] = reading()
+        except NotChecked as reason:
+            reasons.append(str(reason))
+    words = ", ".join(f"{kind} by {name}" for name, kind in readings.items())
+    if len(set(readings.values())) > 1:
+        return _fault(
+            "log-var-as-std",
+            f"the encoder's second output is read as {words}",
+            "a log-variance becomes a deviation by exp(0.5 * log_var), in every place",
+            _mixed_up(exam, readings),
+        )
+    if len(readings) < 2:
+        raise NotChecked("; ".join(reasons) or "one reading alone compares with nothing")
+    return _ok(f"the encoder's second output is read as {words}")
+
+
+def reparameterized(exam: Exam) -> Finding:
+    """Whether gradients reach the encoder through z, and are those of mu + sigma * eps."""
+    seen = exam.seen
+    if not seen.drawn:
+        raise NotChecked("z was not drawn by the reader's code; give draw=")
+    inputs = [seen.encoded.mu, seen.encoded.spread]
+    by_mu, by_spread = gradients(torch.cat(list(seen.z)).sum(), inputs)
+    cut = [n for n, g in {"mean": by_mu, "spread": by_spread}.items() if not g.any()]
+    if cut and _constant(seen):
+        raise NotChecked("z is the mean")
+    if cut:
+        return _fault(
+            "no-reparameterization",
+            f"no gradient passes from z to the {' and the '.join(cut)}",
+            "draw by mu + std * torch.randn_like(std), or rsample() in place of sample(); no "
+            "detach() and no no_grad() on the way",
+        )
+    return _ok("gradients pass through z to mean and spread")
+
+
+def output(exam: Exam) -> Finding:
+    """Whether a sigmoid was applied twice."""
+    p_x = None if exam.own_likelihood else exam.p_x(exam.decoded, exam.family)
+    if not isinstance(p_x, Bernoulli) or exam.family == "probabilities":
+        return _ok("no logits")
+    low, high = p_x.logits.min().item(), p_x.logits.max().item()
+    far = exam.p_x(exam.far, exam.family).logits  # type: ignore[attr-defined]  # Bernoulli as well
+    if low >= 0 and high <= 1 and bool(((far >= 0) & (far <= 1)).all()):
+        return _fault(
+            "sigmoid-twice",
+            f"all logits lie between {low:.2f} and {high:.2f}, as if a sigmoid had made them",
+            "leave out the decoder's sigmoid, or score probabilities by binary_cross_entropy "
+            "without logits",
+            _once(exam, p_x.logits),
+        )
+    return _ok(f"the logits go from {low:.1f} to {high:.1f}")
+
+
+def normalized(exam: Exam) -> Finding:
+    """Whether the likelihood of a pixel sums, or integrates, to one over the pixel's values."""
+    if exam.own_likelihood:
+        raise NotChecked("a function gives no distribution of a single pixel")
+    p_x = exam.p_x(exam.decoded, exam.family)
+    mass = _log_mass(p_x, gray=not exam.binary)
+    off = mass.sum().item() / exam.n
+    if abs(off) < 0.01:
+        return _ok("the probabilities of a pixel's values add up to 1", off)
+    if isinstance(p_x, Bernoulli):
+        advice = (
+            "make the images binary, use a density of gray levels such as ContinuousBernoulli, or "
+            "call the loss a cross-entropy (likelihood='cross-entropy')"
+        )
+        found = "gray levels are scored by cross-entropy, which is no log-likelihood of them"
+        return _fault("gray-as-binary", found, advice, off) if exam.strict else _ok(found, off)
+    return _fault("not-normalized", "the values of a pixel do not add up to 1",
+                  "add the constants that are missing", off)  # fmt: skip
+
+
+def weights(exam: Exam) -> Finding:
+    """Whether several draws of z enter as a mean (ELBO) or by the log of a mean (IWAE)."""
+    term = exam.understood
+    share = term.weights / term.weights.sum(0)
+    if len(share) == 1:
+        if _spread_out(term.weights[0]):
+            return _fault("image-weights", "images enter the loss with unequal weights",
+                          "sum or average over images")  # fmt: skip
+        return _ok("one draw of z for each image")
+    if not _spread_out(share):
+        return _ok(f"{len(share)} draws of z for each image, averaged")
+    soft, log_w = exam.seen_log_weights.softmax(0), exam.seen_log_weights
+    if torch.allclose(share, soft, atol=1e-3):
+        return _ok(f"{len(share)} draws of z for each image, by the log of their average")
+    slope = soft * (1 + log_w - (soft * log_w).sum(0))
+    if torch.allclose(share, slope, atol=1e-3):
+        off = (soft * log_w).sum(0) - log_w.logsumexp(0) + math.log(len(log_w))
+        return _fault(
+            "softmax-over-losses",
+            "log weights are averaged by their own softmax, which bounds nothing",
+            "take torch.logsumexp(log_w, 0) - log(K)",
+            off.mean().item(),
+        )
+    return _fault("draw-weights", "draws of z enter the loss with weights of no known bound",
+                  "average the log-likelihoods, or take logsumexp(log_w, 0) - log(K)")  # fmt: skip
+
+
+def scale(exam: Exam) -> Finding:
+    """Whether log-likelihood and KL enter the loss with weights 1 and beta, and the right signs."""
+    term, kl = exam.understood, exam.kl
+    if _spread_out(term.weights.sum(0)):
+        raise NotChecked("images have unequal weights")
+    whole = term.weights.sum(0).mean().item()
+    if kl is None:
+        return _fault("no-kl", "the loss has no KL", "add it, summed over the units of z",
+                      _typical_kl(exam))  # fmt: skip
+    if not kl.misfit < FITS:
+        raise NotChecked("what the loss has beside the log-likelihood is no KL; see KL")
+    words = f"log-likelihood {_over(exam, whole)}, KL {_over(exam, whole * kl.weight)}"
+    off = abs(kl.weight / exam.beta - 1) * _typical_kl(exam)
+    if whole < 0 or kl.weight < 0:
+        name = "kl-sign" if whole > 0 else "likelihood-sign"
+        if whole < 0 < kl.weight:
+            name = "both-signs"
+        return _fault(name, f"wrong sign: {words}",
+                      "minimize KL - log-likelihood, both with the sign that makes them smaller "
+                      "when the model is better", off)  # fmt: skip
+    return _ratio(exam, kl.weight / exam.beta, words, off)
+
+
+def _ratio(exam: Exam, ratio: float, words: str, off: float) -> Finding:
+    """The finding for a KL that weighs this much more than it should."""
+    loose = exam.family in ("gaussian", "laplace") and isinstance(exam.decoded, Tensor)
+    units = (1, 2) if loose else (1,)
+    for unit in units:
+        for name, number, advice in [
+            ("mean-reduction", exam.pixels, "sum the log-likelihood over pixels"),
+            ("kl-over-784", 1 / exam.pixels, "sum the KL, and do not divide it by the pixels"),
+            ("kl-over-batch", 1 / exam.n, "average both terms over the images, or neither"),
+            ("likelihood-over-batch", exam.n, "average both terms over the images, or neither"),
+            ("kl-mean", unit / exam.encoded.mu[0].numel(), "sum the KL over the units of z"),
+        ]:
+            if math.isclose(ratio * unit, number, rel_tol=0.01):
+                return _fault(name, words, advice, off)
+    noise = math.sqrt(ratio)
+    if loose and noise <= 2 * (exam.images.max() - exam.images.min()).item():
+        return _ok(f"{words}: noise of scale {noise:.3g} on each pixel")
+    if math.isclose(ratio, 1, rel_tol=0.01):
+        return _ok(words)
+    return _fault("kl-weight", f"{words}: the KL has {ratio:.3g} times its weight",
+                  f"if this was chosen, say beta={ratio * exam.beta:.3g}; only 1 gives the ELBO",
+                  off)  # fmt: skip
+
+
+def kl_value(exam: Exam) -> Finding:
+    """Whether the KL in the loss is that of draws of z, in form and in value."""
+    term, kl = exam.understood, exam.kl
+    if kl is None:
+        raise NotChecked("the loss has no KL")
+    if _spread_out(term.weights):
+        raise NotChecked("draws of z do not enter the loss as a mean")
+    per_image = exam.n * term.weights.sum(0).mean()
+    rest = ((exam.seen.loss + (term.weights * term.log_prob).sum()) / per_image).item()
+    kind = kl.kind if kl.misfit < FITS else exam.encoded.likely
+    drawn, error = _kl_by_draws(exam, kind)
+    if not kl.misfit < FITS:
+        return _fault(
+            "kl-formula",
+            f"what the loss has beside the log-likelihood is no KL to the prior: {rest:.2f} nats, "
+            f"by draws {drawn:.2f} ± {error:.2f}",
+            "the KL is 0.5 * (mu**2 + var - 1 - log_var), summed over the units of z; another "
+            "prior is given as prior=",
+            rest - drawn,
+        )
+    off = rest - kl.weight * drawn
+    words = f"{rest / kl.weight:.2f} nats, by draws {drawn:.2f} ± {error:.2f}"
+    if exam.family in ("gaussian", "laplace") and isinstance(exam.decoded, Tensor):
+        return _ok(
+            "the KL has the right gradient; a squared or absolute error leaves out constants"
+        )
+    draws = 1 if kl.exact else KL_DRAWS // len(term.weights)  # an estimate by few has more error
+    if abs(off) > 5 * abs(kl.weight) * error * math.sqrt(draws) + 1e-3 * abs(rest) + 0.01:
+        return _fault("kl-value", f"the loss is off by a constant: {words}",
+                      "look for constants such as the -1 in the KL", off)  # fmt: skip
+    return _ok(words)
+
+
+def below(exam: Exam) -> Finding:
+    """Whether the bound that the loss claims lies below an importance-weighted one."""
+    if exam.loss is None:
+        raise NotChecked("no loss was given")
+    if scale(exam).verdict != "ok":
+        raise NotChecked("the terms of the loss have to be right first")
+    if exam.family in ("gaussian", "laplace") and isinstance(exam.decoded, Tensor):
+        raise NotChecked("a squared or absolute error is a log-density but for a constant")
+    if exam.beta < 1:
+        raise NotChecked("a KL of less than its weight bounds nothing")
+    claimed = -exam.seen.loss.item() / exam.term.weights.sum().item()
+    tight = exam.log_weights.logsumexp(0) - math.log(DRAWS)
+    simple = exam.log_weights.mean(0)
+    error = 5 * (exam.log_weights.std(0) / math.sqrt(len(exam.seen.z))).mean() / math.sqrt(exam.n)
+    off = claimed - tight.mean().item()
+    words = f"the loss claims {claimed:.2f} nats, {DRAWS} draws give {tight.mean():.2f}"
+    if off > error + 0.5:
+        return _fault("above-the-evidence", words, "no bound lies above log p(x): look at the "
+                      "other findings", off)  # fmt: skip
+    return _ok(f"{words}; the gap is at least {(tight - simple).mean():.2f}")
+
+
+def collapse(exam: Exam) -> Finding:
+    """Whether z says something of x."""
+    unit_kl = exam.unit_kl
+    active = exam.encoded.mu.reshape(exam.n, -1).var(0) > ACTIVE
+    words = f"{int(active.sum())} of {len(active)} units are active, KL {unit_kl.sum(1).mean():.2f}"
+    if bool(active.any()):
+        return _ok(f"{words} nats an image")
+    if exam.own_likelihood:
+        raise NotChecked(f"{words}: collapsed, or not trained yet")
+    mean = exam.p_x(exam.decoded, exam.family).mean.reshape(exam.n, -1)
+    flat = exam.images.reshape(exam.n, -1)
+    if (mean - flat).square().mean() > 1.5 * flat.var(0).mean():
+        raise NotChecked(f"{words}: the model seems not to be trained yet")
+    return _fault(
+        "collapse",
+        f"{words}: the decoder ignores z and draws one average image",
+        "check the weights of the two terms first; then raise the KL's weight from 0 slowly, or "
+        "train with a smaller variance of the pixels",
+    )
+
+
+def modes(exam: Exam) -> Finding:
+    """Whether evaluation mode is quiet, and how far training mode is from it."""
+    x, told = exam.images, exam.told
+    with exam.evaluating():
+        again = exam.encoding(x, *told).mu
+        half = exam.encoding(x[: exam.n // 2], *(each[: exam.n // 2] for each in told)).mu
+    size = exam.encoded.mu.abs().max().clamp(min=1e-6)
+    if (again - exam.encoded.mu).abs().max() > 1e-3 * size:
+        return _fault("noise-in-evaluation", "two encodings of an image differ in evaluation mode",
+                      "give F.dropout training=self.training, or use nn.Dropout; call model.eval() "
+                      "before measuring")  # fmt: skip
+    if (half - exam.encoded.mu[: exam.n // 2]).abs().max() > 1e-2 * size:
+        return _fault("batch-in-evaluation", "an image's encoding depends on the others beside it",
+                      "measure in evaluation mode; look for an average over the batch")  # fmt: skip
+    with mode(exam.modules, training=True), torch.no_grad():
+        apart = exam.encoding(x, *told).normal(exam.kind)
+    off = kl_divergence(apart, exam.q_z).reshape(exam.n, -1).sum(1).mean().item()
+    if off > 0.01:
+        return _ok("training mode gives another q(z | x)", off, "measure in evaluation mode only")
+    return _ok("an image is encoded alike in both modes, alone or beside others")
+
+
+def samples(exam: Exam) -> Finding:
+    """Whether what is encoded lies where the prior draws from."""
+    with exam.evaluating():
+        z = exam.p_z.sample() if exam.p_z.batch_shape[:1] == (exam.n,) else exam.p_z.sample(
+            (exam.n,))  # fmt: skip
+        made = exam.meant(called("decode", exam.decode, z, *exam.told))
+        score = exam.score(made, exam.family)
+    if bool(score.isnan().any()):
+        return _fault("samples", "decoded draws of the prior are NaN", "look at the decoder")
+    if not isinstance(exam.p_z, Normal) or exam.told:
+        return _ok("draws of the prior can be decoded")
+    mu, var = (each.reshape(exam.n, -1) for each in (exam.q_z.mean, exam.q_z.variance))
+    together = Normal(mu.mean(0), (var.mean(0) + mu.var(0, correction=0)).sqrt())
+    prior = Normal(exam.p_z.mean.flatten(), exam.p_z.stddev.flatten())
+    off = kl_divergence(together, prior).sum().item()
+    if off > 1 + mu.shape[1]:
+        return _fault("prior-missed", "the codes of the images lie elsewhere than draws of the "
+                      "prior, which decode to nothing that was trained",
+                      "give the KL its full weight, or train longer", off)  # fmt: skip
+    return _ok("the codes of the images lie where the prior draws from", off)
+
+
+def labels_used(exam: Exam) -> Finding:
+    """Whether encoder and decoder listen to the labels."""
+    if not exam.told:
+        raise NotChecked("no labels were given")
+    (y,) = exam.told
+    other = y.roll(1, 0)
+    with exam.evaluating():
+        encoded = exam.encoding(exam.images, other)
+        mean = exam.q_z.mean
+        pair = [exam.score(exam.meant(called("decode", exam.decode, mean, each)), exam.family)
+                for each in (y, other)]  # fmt: skip
+    if torch.equal(y, other):
+        raise NotChecked("all labels are alike; give images of several classes")
+    deaf = []
+    if torch.equal(encoded.mu, exam.encoded.mu) and torch.equal(
+        encoded.spread, exam.encoded.spread
+    ):
+        deaf.append("encoder")
+    if torch.equal(*pair):
+        deaf.append("decoder")
+    if deaf:
+        return _fault(f"deaf-{deaf[-1]}", f"other labels change nothing in the {deaf[-1]}",
+                      "give the labels to encoder and decoder")  # fmt: skip
+    return _ok("encoder and decoder hear the labels",
+               (pair[0] - pair[1]).mean().item())  # fmt: skip
+
+
+CHECKS: dict[str, Callable[[Exam], Finding]] = {
+    "range of the data": range_of_data,
+    "two outputs of the encoder": heads,
+    "noise": noise,
+    "log-variance or deviation": deviation,
+    "reparameterized gradient": reparameterized,
+    "decoder's output": output,
+    "likelihood sums to one": normalized,
+    "draws of z in the loss": weights,
+    "scale and sign of both terms": scale,
+    "KL against draws": kl_value,
+    "bound below the evidence": below,
+    "collapse": collapse,
+    "training and evaluation mode": modes,
+    "samples of the prior": samples,
+    "labels": labels_used,
+}
+
+
+# What the checks share ----------------------------------------------------------------------------
+
+
+def _draws(exam: Exam) -> tuple[str, float]:
+    """How z reads the spread: by the slope of z, which is that of one reading only."""
+    seen = exam.seen
+    if not seen.drawn:
+        raise NotChecked("z was not drawn by the reader's code; give draw=")
+    if seen.encoded.mu is seen.encoded.spread:
+        raise NotChecked("mean and spread are one tensor")
+    if _constant(seen):
+        raise NotChecked("z is the mean, without noise; is a flag of the model in evaluation mode?")
+    shift = (torch.cat(list(seen.z)) - seen.encoded.mu).sum(0).detach()
+    _, slope = gradients(torch.cat(list(seen.z)).sum(), [seen.encoded.mu, seen.encoded.spread])
+    kinds = [seen.encoded.kind] if seen.encoded.kind == "scale_tril" else KINDS
+    misfits = {}
+    for kind in kinds:
+        spread = seen.encoded.spread.detach().requires_grad_()
+        log_deviation = DEVIATIONS[str(kind)](spread).log()
+        (unit,) = torch.autograd.grad(log_deviation.sum(), spread)
+        if kind == "scale_tril":
+            unit, slope = unit.diagonal(dim1=-2, dim2=-1), slope.diagonal(dim1=-2, dim2=-1)
+        misfits[str(kind)] = ((slope - shift * unit).norm() / slope.norm()).item()
+    best = min(misfits, key=lambda each: misfits[each] if misfits[each] >= 0 else math.inf)
+    if not slope.any() or not misfits[best] < FITS:
+        raise NotChecked("z is no mean plus deviation times noise, by any reading of the spread")
+    return best, misfits[best]
+
+
+def _constant(seen: Pass) -> bool:
+    return all(bool((z == seen.encoded.mu).all()) for z in seen.z)
+
+
+def _kl(exam: Exam) -> KLTerm:
+    if exam.kl is None or not exam.kl.misfit < FITS:
+        raise NotChecked("the loss has no KL to read it from")
+    return exam.kl
+
+
+def _mixed_up(exam: Exam, readings: dict[str, str]) -> float | None:
+    """The KL between the two readings of q(z | x)."""
+    first, *_, last = readings.values()
+    apart = kl_divergence(exam.encoded.normal(first), exam.encoded.normal(last))
+    off = apart.reshape(exam.n, -1).sum(1).mean().item()
+    return off if math.isfinite(off) else None
+
+
+def _once(exam: Exam, logits: Tensor) -> float | None:
+    """What the second sigmoid costs: the cross-entropy with it less that without."""
+    if not bool(((logits > 0) & (logits < 1)).all()):
+        return None
+    flat = exam.images.reshape(logits.shape)
+    once = Bernoulli(probs=logits, validate_args=False).log_prob(flat)
+    twice = Bernoulli(logits=logits, validate_args=False).log_prob(flat)
+    return ((once - twice).sum() / exam.n).item()
+
+
+def _log_mass(p_x: Distribution, gray: bool) -> Tensor:
+    """The log of the sum, or integral, of each pixel's likelihood over the pixel's values."""
+    if isinstance(p_x, Bernoulli) and not gray:
+        values = torch.tensor([0.0, 1.0]).to(p_x.mean)
+        log_prob = torch.stack([p_x.log_prob(v.expand(p_x.batch_shape)) for v in values])
+        return log_prob.logsumexp(0)
+    unit = isinstance(p_x, Bernoulli) or getattr(p_x.support, "upper_bound", 0) == 1
+    # Densities may have a cusp at their mean, so the integral has two halves.
+    nodes, node_weights = np.polynomial.legendre.leggauss(32)
+    middle = torch.full_like(p_x.mean, 0.5) if unit else p_x.mean
+    half = torch.full_like(p_x.mean, 0.5) if unit else 20 * p_x.stddev
+    logs = [
+        p_x.log_prob(middle + side * half * (1 + node) / 2) + (half * weight / 2).log()
+        for side in (-1, 1)
+        for node, weight in zip(nodes.tolist(), node_weights.tolist(), strict=True)
+    ]
+    return torch.stack(logs).logsumexp(0)
+
+
+def _spread_out(values: Tensor) -> bool:
+    mean = values.mean()
+    return bool((values - mean).abs().max() > 0.01 * mean.abs())
+
+
+def _typical_kl(exam: Exam) -> float:
+    return _kl_by_draws(exam, exam.kind)[0]
+
+
+def _kl_by_draws(exam: Exam, kind: str) -> tuple[float, float]:
+    """KL(q(z | x) || p(z)) of an image as the average over draws, with its standard error."""
+    q_z = exam.seen.encoded.normal(kind)
+    with torch.no_grad():
+        z = q_z.sample((KL_DRAWS,))
+        log_q, log_p = (summed(d.log_prob(z), KL_DRAWS, exam.n) for d in (q_z, exam.p_z))
+        each = (log_q - log_p).mean(1)
+    return each.mean().item(), (each.std() / math.sqrt(len(each))).item()
+
+
+def _over(exam: Exam, weight: float) -> str:
+    """The weight of a term for one image, as what it was divided by."""
+    for words, number in {
+        "summed": 1.0,
+        "averaged over images": 1 / exam.n,
+        "averaged over images and pixels": 1 / (exam.n * exam.pixels),
+        "averaged over pixels": 1 / exam.pixels,
+    }.items():
+        if math.isclose(abs(weight), number, rel_tol=0.005):
+            return words if weight > 0 else f"{words} with a minus"
+    return f"times {weight:.3g}"

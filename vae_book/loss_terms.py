@@ -1,0 +1,155 @@
+"""A reader's loss, taken apart into its two terms and their weights.
+
+Gradients tell. Among what reaches the decoder's output, only the log-likelihood counts; what then
+remains at the encoder's output is the KL. Both weights are exact, whatever the noise, and for a
+model that was never trained as well.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Normal, kl_divergence
+
+from vae_book.patient import Encoded, parameters_of
+
+FITS = 1e-3  # the share of a gradient that may be left unexplained
+ROUNDING = 1e-5  # the share of a single-precision gradient that is not told from zero
+
+# log p(x | z), shape (draws, n), of a decoder's output that is of a family
+Score = Callable[[Any, str], Tensor]
+
+
+class Pass(NamedTuple):
+    """One evaluation of a loss, as it was seen from outside.
+
+    Attributes:
+        encoded: what the encoder gave.
+        z: what the decoder got, shape (draws, n, ...) for each call of it.
+        decoded: what it gave.
+        loss: one number, with its graph.
+        drawn: whether the reader's own code drew z.
+    """
+
+    encoded: Encoded
+    z: Sequence[Tensor]
+    decoded: Sequence[Any]
+    loss: Tensor
+    drawn: bool
+
+
+class LikelihoodTerm(NamedTuple):
+    """The log-likelihood in a loss.
+
+    Attributes:
+        family: what the decoder's output stands for.
+        weights: of -log p(x | z) in the loss, for each draw and image.
+        log_prob: log p(x | z), with its graph.
+        misfit: the share of the gradient that it does not explain.
+    """
+
+    family: str
+    weights: Tensor
+    log_prob: Tensor
+    misfit: float
+
+
+class KLTerm(NamedTuple):
+    """The KL in a loss.
+
+    Attributes:
+        kind: what the encoder's second output stands for in it.
+        weight: relative to the weight of the log-likelihood; 1 in the negative ELBO.
+        exact: in closed form, or else at the draws of z.
+        misfit: the share of the gradient that it does not explain.
+    """
+
+    kind: str
+    weight: float
+    exact: bool
+    misfit: float
+
+
+def gradients(value: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of a number; zeros where none arrives."""
+    if not value.requires_grad:
+        return [torch.zeros_like(each) for each in inputs]
+    found = torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(i) if g is None else g for i, g in zip(inputs, found, strict=True)]
+
+
+def likelihood_term(seen: Pass, score: Score, families: Sequence[str]) -> LikelihoodTerm:
+    """The family of likelihoods that explains what reaches the decoder's output best."""
+    rows = [z.shape[0] * z.shape[1] for z in seen.z]
+
+    def in_rows(value: Tensor, family: str) -> Tensor:
+        found = []
+        for decoded, n in zip(seen.decoded, rows, strict=True):
+            inputs = [each for each in parameters_of(decoded) if each.numel() % n == 0]
+            found += [torch.cat([
+                (g * _bounded(i, family)).reshape(n, -1)
+                for i, g in zip(inputs, gradients(value, inputs), strict=True)
+            ], -1)]  # fmt: skip
+        return torch.cat(found)
+
+    def fit(family: str) -> LikelihoodTerm:
+        log_prob = torch.cat([score(decoded, family) for decoded in seen.decoded])
+        wanted, own = in_rows(seen.loss, family), in_rows(-log_prob.sum(), family)
+        tiny = torch.finfo(own.dtype).tiny
+        weights = (wanted * own).sum(-1) / own.square().sum(-1).clamp(min=tiny)
+        misfit = (wanted - weights.unsqueeze(-1) * own).norm() / wanted.norm().clamp(min=tiny)
+        return LikelihoodTerm(family, weights.view_as(log_prob), log_prob, misfit.item())
+
+    fits = [fit(family) for family in families]
+    return min(fits, key=lambda each: each.misfit if each.misfit == each.misfit else torch.inf)
+
+
+def _bounded(output: Tensor, family: str) -> Tensor | float:
+    """What turns a gradient by probabilities, infinite at 0 and 1, into one by logits."""
+    return (output * (1 - output)).detach() if "probabilities" in family else 1.0
+
+
+def kl_term(
+    seen: Pass, likelihood: LikelihoodTerm, p_z: Distribution, kinds: Sequence[str]
+) -> KLTerm | None:
+    """The reading of the encoder's output that explains what is left there; None: nothing is."""
+    inputs = [seen.encoded.mu, seen.encoded.spread]
+    weights = likelihood.weights.detach()
+    by_loss = _joined(seen.loss, inputs)
+    by_likelihood = _joined(-(weights * likelihood.log_prob).sum(), inputs)
+    rest = by_loss - by_likelihood
+    rounding = ROUNDING * (by_loss.norm() + by_likelihood.norm())
+    if rest.norm() <= rounding:
+        return None
+    fits = []
+    for kind, exact, value in _divergences(seen, weights, p_z, kinds):
+        own = _joined(value, inputs)
+        weight = (rest * own).sum() / own.square().sum().clamp(min=torch.finfo(own.dtype).tiny)
+        left = ((rest - weight * own).norm() - rounding).clamp(min=0) / rest.norm()
+        if bool(left.isfinite()):
+            relative = weight / (weights.sum(0).mean() if exact else 1)
+            fits.append(KLTerm(kind, relative.item(), exact, left.item()))
+    return min(fits, key=lambda each: each.misfit)
+
+
+def _joined(value: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    return torch.cat([each.flatten() for each in gradients(value, inputs)])
+
+
+def _divergences(
+    seen: Pass, weights: Tensor, p_z: Distribution, kinds: Sequence[str]
+) -> Iterator[tuple[str, bool, Tensor]]:
+    """KL(q || p) of all images by each reading of q: in closed form, and at the draws."""
+    z = torch.cat(list(seen.z))
+    for kind in kinds:
+        q_z = seen.encoded.normal(kind)
+        if isinstance(p_z, Normal):
+            yield kind, True, kl_divergence(q_z, p_z).sum()
+        log_ratio = summed(q_z.log_prob(z), *z.shape[:2]) - summed(p_z.log_prob(z), *z.shape[:2])
+        yield kind, False, (weights * log_ratio).sum()
+
+
+def summed(values: Tensor, draws: int, n: int) -> Tensor:
+    """One number for each draw and image, shape (draws, n), from one for each part of them."""
+    return values.reshape(draws, n, -1).sum(-1)

@@ -1,0 +1,241 @@
+"""A reader's own VAE in one form, whatever its conventions; and its calls, watched.
+
+Nothing here takes its numbers from the formulas of the package, since those are what it is compared
+with: all densities are torch's.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import (
+    Bernoulli,
+    ContinuousBernoulli,
+    Distribution,
+    Independent,
+    Laplace,
+    MultivariateNormal,
+    Normal,
+)
+
+from vae_book import likelihoods
+from vae_book.distributions import DiagonalGaussian
+
+Function = Callable[..., Any]
+
+# What the second output of an encoder may be, as the standard deviation that it stands for.
+DEVIATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "log_var": lambda spread: torch.exp(0.5 * spread),
+    "std": lambda spread: spread,
+    "log_std": torch.exp,
+    "var": torch.sqrt,
+    "scale_tril": lambda spread: spread.diagonal(dim1=-2, dim2=-1),
+}
+
+# What a decoder's tensor may be.
+FAMILIES: dict[str, Callable[[Tensor], Distribution]] = {
+    "logits": lambda out: Bernoulli(logits=out, validate_args=False),
+    "probabilities": lambda out: Bernoulli(probs=out, validate_args=False),
+    "gaussian": lambda out: Normal(out, torch.ones_like(out), validate_args=False),
+    "laplace": lambda out: Laplace(out, torch.ones_like(out), validate_args=False),
+    "continuous logits": lambda out: ContinuousBernoulli(logits=out, validate_args=False),
+    "continuous probabilities": lambda out: ContinuousBernoulli(probs=out, validate_args=False),
+}
+
+
+class Encoded(NamedTuple):
+    """What an encoder says of q(z | x).
+
+    Attributes:
+        mu: the means, shape (n, ...).
+        spread: its second output.
+        kind: what that is, a key of ``DEVIATIONS``, where its type says so; else None.
+    """
+
+    mu: Tensor
+    spread: Tensor
+    kind: str | None
+
+    def normal(self, kind: str) -> Normal:
+        """q(z | x), if the second output is of this kind."""
+        return Normal(self.mu, DEVIATIONS[kind](self.spread), validate_args=False)
+
+    @property
+    def likely(self) -> str:
+        """What the second output seems to be: only logarithms are ever negative."""
+        return self.kind or ("std" if bool((self.spread > 0).all()) else "log_var")
+
+
+def read_encoded(encoded: Any) -> Encoded:
+    """Mean and spread from a tuple or a distribution.
+
+    Raises:
+        ValueError: it is neither, or no diagonal Gaussian.
+    """
+    while isinstance(encoded, Independent):
+        encoded = encoded.base_dist
+    if isinstance(encoded, DiagonalGaussian):
+        return Encoded(encoded.mu, encoded.log_var, "log_var")
+    if isinstance(encoded, Normal):
+        return Encoded(encoded.loc, encoded.scale, "std")
+    if isinstance(encoded, MultivariateNormal):
+        factor = encoded._unbroadcasted_scale_tril  # its draws come from this one
+        if bool((factor.tril(-1) != 0).any()):
+            raise ValueError("encode: expected a diagonal Gaussian, got one with correlations")
+        return Encoded(encoded.loc, factor, "scale_tril")
+    pair = tuple(encoded)[:2] if isinstance(encoded, Sequence) else ()
+    if len(pair) < 2 or not all(isinstance(each, Tensor) for each in pair):
+        raise ValueError(
+            "encode: expected a tuple (mu, log_var) or (mu, std), a torch Normal or a "
+            f"DiagonalGaussian, got {type(encoded).__name__}"
+        )
+    if pair[0].shape != pair[1].shape:
+        raise ValueError(
+            "encode: expected mean and spread of one shape, got "
+            f"{tuple(pair[0].shape)} and {tuple(pair[1].shape)}"
+        )
+    return Encoded(pair[0], pair[1], None)
+
+
+def read_decoded(decoded: Any, family: str, n: int, pixels: int) -> Distribution:
+    """p(x | z) as a distribution of torch's, from a tensor, a distribution, or the book's.
+
+    Raises:
+        ValueError: it is none of those, or has not one number for each pixel.
+    """
+    while isinstance(decoded, Independent):
+        decoded = decoded.base_dist
+    if isinstance(decoded, Distribution):
+        return decoded
+    if isinstance(decoded, likelihoods.ImageDistribution):
+        return _book_distribution(decoded)
+    if not isinstance(decoded, Tensor):
+        raise ValueError(
+            "decode: expected a tensor of logits, probabilities or means, or a distribution, got "
+            f"{type(decoded).__name__}; for other outputs give likelihood=f(images, decoded)"
+        )
+    if decoded.numel() % (n * pixels):
+        raise ValueError(
+            f"decode: expected {pixels} numbers for each of {n} images, got shape "
+            f"{tuple(decoded.shape)}; for other outputs give likelihood=f(images, decoded)"
+        )
+    return FAMILIES[family](decoded)
+
+
+def _book_distribution(p_x: likelihoods.ImageDistribution) -> Distribution:
+    likelihood, params = p_x.likelihood, p_x.params
+    if isinstance(likelihood, likelihoods.Bernoulli):
+        return Bernoulli(logits=params, validate_args=False)
+    if isinstance(likelihood, likelihoods.ContinuousBernoulli):
+        return ContinuousBernoulli(logits=params, validate_args=False)
+    if isinstance(likelihood, likelihoods.Gaussian):
+        deviation = torch.exp(0.5 * likelihood.log_var(params))
+        return Normal(likelihood.mean(params), deviation, validate_args=False)
+    raise ValueError(
+        f"decode: expected a likelihood of vae_book, got {type(likelihood).__name__}; give "
+        "likelihood=f(images, decoded), its log-density"
+    )
+
+
+def parameters_of(decoded: Any) -> list[Tensor]:
+    """The tensors that a decoder computed, through which its gradients pass."""
+    while isinstance(decoded, Independent):
+        decoded = decoded.base_dist
+    if isinstance(decoded, likelihoods.ImageDistribution):
+        decoded = decoded.params
+    if isinstance(decoded, Distribution):
+        decoded = [vars(decoded).get(name) for name in decoded.arg_constraints]
+    values = decoded if isinstance(decoded, list | tuple) else [decoded]
+    return [each for each in values if isinstance(each, Tensor) and each.requires_grad]
+
+
+class Call(NamedTuple):
+    """One call of a function: its first argument and its result."""
+
+    argument: Any
+    result: Any
+
+
+@contextmanager
+def watched(function: Function) -> Iterator[list[Call]]:
+    """The calls that are made of a module or a method while the block runs, by whomever.
+
+    Other functions cannot be watched: whoever holds one calls it itself.
+    """
+    calls: list[Call] = []
+    with ExitStack() as stack:
+        owner = getattr(function, "__self__", None)
+        if isinstance(function, nn.Module):
+            hook = function.register_forward_hook(
+                lambda _, given, result: calls.append(Call(given[0] if given else None, result))
+            )
+            stack.callback(hook.remove)
+        elif name := _name_in(owner, function):
+            _intercept(stack, owner, name, calls)
+        yield calls
+
+
+def _name_in(owner: object, function: Function) -> str | None:
+    """Under which name an object has this method, if it can be given another in its place."""
+    if owner is None or inspect.isclass(owner) or not hasattr(owner, "__dict__"):
+        return None
+    own = {name: each for name, each in vars(owner).items() if each == function}
+    held = [vars(kind) for kind in type(owner).__mro__]
+    wanted = getattr(function, "__func__", None)
+    return next(iter([*own, *(n for each in held for n, v in each.items() if v is wanted)]), None)
+
+
+def _intercept(stack: ExitStack, owner: object, name: str, calls: list[Call]) -> None:
+    """An attribute of the object stands before the method of its class."""
+    function, before = getattr(owner, name), vars(owner).get(name)
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        given = args or tuple(kwargs.values())
+        calls.append(Call(given[0], result))
+        return result
+
+    object.__setattr__(owner, name, spy)
+    if before is None:
+        stack.callback(object.__delattr__, owner, name)
+    else:
+        stack.callback(object.__setattr__, owner, name, before)
+
+
+def modules_of(*functions: Function | None) -> list[nn.Module]:
+    """The modules that functions are, or are methods of."""
+    owners = [
+        each if isinstance(each, nn.Module) else getattr(each, "__self__", None)
+        for each in functions
+    ]
+    return list({id(each): each for each in owners if isinstance(each, nn.Module)}.values())
+
+
+@contextmanager
+def mode(modules: Sequence[nn.Module], training: bool) -> Iterator[None]:
+    """All modules in training or in evaluation mode for a block; buffers and modes come back."""
+    flags = [(part, part.training) for each in modules for part in each.modules()]
+    buffers = [(buffer, buffer.clone()) for each in modules for buffer in each.buffers()]
+    try:
+        for each in modules:
+            each.train(training)
+        yield
+    finally:
+        for part, flag in flags:
+            part.training = flag
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def required_arguments(function: Function) -> int:
+    """How many positional arguments a function has to be given."""
+    called = function.forward if isinstance(function, nn.Module) else function
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(
+        each.kind in positional and each.default is inspect.Parameter.empty
+        for each in inspect.signature(called).parameters.values()
+    )
