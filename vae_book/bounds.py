@@ -99,7 +99,14 @@ def log_weights(
     Raises:
         ValueError: x, eps or y does not fit the model.
     """
-    q_z, z, p_x, p_z = model(x, eps, y)
+    return pass_log_weights(x, model(x, eps, y))
+
+
+def pass_log_weights(
+    x: Float[Tensor, "n channels height width"], made: Pass
+) -> Float[Tensor, "*samples n"]:
+    """The weights from what the model's ``forward`` has made of x; see `log_weights`."""
+    q_z, z, p_x, p_z = made
     return p_x.log_prob(x) + p_z.log_prob(z) - q_z.log_prob(z)
 
 

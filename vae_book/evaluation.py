@@ -102,7 +102,7 @@ def average_elbo(model: VAE, data: Images, *, n_samples: int = 1, seed: int = 0)
     generator = seeded(seed)
     terms = [
         elbo(model, x, y=y, n_samples=n_samples, generator=generator)
-        for x, y in _chunks(model, data)
+        for x, y in chunks(model, data)
     ]
     log_likelihood = torch.cat([term.log_likelihood for term in terms]).cpu().double()
     kl = torch.cat([term.kl for term in terms]).cpu().double()
@@ -137,7 +137,7 @@ def log_likelihood(
     """
     n_samples = whole_number("n_samples", n_samples)
     generator, found = seeded(seed), []
-    for x, y in _chunks(model, data, n_samples):
+    for x, y in chunks(model, data, n_samples):
         if from_prior:
             model.check_images(x)
             z = model.prior(y).sample((n_samples, len(x)), generator)
@@ -156,7 +156,7 @@ def _given(model: VAE, data: Images) -> str:
     return " given y" if model.told(data) is not None else ""
 
 
-def _chunks(model: VAE, data: Images, n_samples: int = 1) -> Iterator[tuple[Tensor, Tensor | None]]:
+def chunks(model: VAE, data: Images, n_samples: int = 1) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Images, and what the model is told about them, a few hundred decoder outputs at a time."""
     size, told = max(1, CHUNK // n_samples), model.told(data)
     for start in range(0, max(1, len(data)), size):
@@ -169,20 +169,25 @@ def _averaged(per_image: Tensor, data: Images, quantity: str, seed: int) -> dict
     if len(data) < 2:
         raise ValueError(f"data: expected 2 images or more for a standard error, got {len(data)}")
     per_image = per_image.cpu().double()
-    binary = bool(((data.images == 0) | (data.images == 1)).all())
     return {
         "value": per_image.mean().item(),
         "standard_error": (per_image.std() / len(data) ** 0.5).item(),
-        "protocol": Protocol(
-            quantity=quantity,
-            source=data.source,
-            split=data.split,
-            n_images=len(data),
-            pixels="binary" if binary else "grayscale",
-            seed=seed,
-            device=describe(data.images.device),
-        ),
+        "protocol": protocol(data, quantity, seed),
     }
+
+
+def protocol(data: Images, quantity: str, seed: int) -> Protocol:
+    """How a quantity was measured on these images."""
+    binary = bool(((data.images == 0) | (data.images == 1)).all())
+    return Protocol(
+        quantity=quantity,
+        source=data.source,
+        split=data.split,
+        n_images=len(data),
+        pixels="binary" if binary else "grayscale",
+        seed=seed,
+        device=describe(data.images.device),
+    )
 
 
 class Units(NamedTuple):
@@ -210,7 +215,7 @@ class Units(NamedTuple):
 @torch.no_grad()
 def posteriors(model: VAE, data: Images) -> DiagonalGaussian:
     """q(z | x) of every image, which gives ``mu, log_var``, each of shape (n, d)."""
-    parts = [model.encode(x, y) for x, y in _chunks(model, data)]
+    parts = [model.encode(x, y) for x, y in chunks(model, data)]
     return DiagonalGaussian(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 

@@ -1,4 +1,4 @@
-"""What training minimizes: the negative ELBO, and its relatives (chapter 10)."""
+"""What training minimizes: the negative ELBO, its relatives, and tighter bounds (chapter 10)."""
 
 import math
 from dataclasses import dataclass
@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from vae_book.bounds import Elbo
+from vae_book.bounds import Elbo, importance_weighted_bound, pass_log_weights
 from vae_book.distributions import DiagonalGaussian
 from vae_book.divergences import naive_regularizer
+from vae_book.models import Pass
+
+BOUNDS = ("elbo", "iwae", "iwae-dreg")
 
 
 @dataclass(frozen=True)
@@ -25,16 +28,21 @@ class Objective:
         free_nats: the KL of a unit costs nothing below this; after Kingma et al. (2016), equation
             15, who average it over a batch first, where here each image counts for itself.
         penalty: ``kl``, or ``naive`` for `vae_book.divergences.naive_regularizer`.
+        bound: ``elbo``; or the importance-weighted bound of all draws of an image, by its own
+            gradient, ``iwae``, or by the doubly reparameterized one, ``iwae-dreg``; see
+            `importance_weighted_loss`. The last two have no penalty to change.
 
     Raises:
-        ValueError: a number is negative or not finite, warm_up is not whole, the penalty is
-            unknown, or free nats are asked of the naive one, which has none.
+        ValueError: a number is negative or not finite, warm_up is not whole, the penalty or the
+            bound is unknown, free nats are asked of the naive penalty, which has none, or a
+            changed penalty of an importance-weighted bound.
     """
 
     beta: float = 1.0
     warm_up: int = 0
     free_nats: float = 0.0
     penalty: str = "kl"
+    bound: str = "elbo"
 
     def __post_init__(self) -> None:
         for name, kind in (("beta", float), ("warm_up", int), ("free_nats", float)):
@@ -47,16 +55,75 @@ class Objective:
             raise ValueError(f"penalty: expected 'kl' or 'naive', got {self.penalty!r}")
         if self.penalty == "naive" and self.free_nats:
             raise ValueError("free_nats: expected 0 with the naive penalty, which is not in nats")
+        if self.bound not in BOUNDS:
+            raise ValueError(f"bound: expected one of {', '.join(BOUNDS)}, got {self.bound!r}")
+        changed = (self.beta, self.warm_up, self.free_nats, self.penalty) != (1, 0, 0, "kl")
+        if self.bound != "elbo" and changed:
+            raise ValueError(
+                "bound: expected 'elbo' with a beta, warm_up, free_nats or penalty of its own, "
+                f"got {self.bound!r}, which has no penalty to change"
+            )
 
     def weight(self, epoch: int) -> float:
         """The weight of the penalty in an epoch, counted from 0."""
         return self.beta * min(1.0, epoch / self.warm_up) if self.warm_up else self.beta
 
+    def loss(
+        self, x: Float[Tensor, "n channels height width"], made: Pass, terms: Elbo, epoch: int = 0
+    ) -> Float[Tensor, " n"]:
+        """The loss of each image, whatever the bound.
+
+        Args:
+            x: images.
+            made: what the model's ``forward`` has made of them.
+            terms: their ELBO, as from `vae_book.bounds.elbo_terms`.
+            epoch: the epoch, counted from 0.
+        """
+        if self.bound == "elbo":
+            return self(terms, made.q_z, epoch)
+        return importance_weighted_loss(x, made, doubly=self.bound == "iwae-dreg")
+
     def __call__(self, terms: Elbo, q_z: DiagonalGaussian, epoch: int = 0) -> Float[Tensor, " n"]:
-        """The loss of each image, from the terms of its bound and its q(z | x)."""
+        """The loss of each image, from the terms of its ELBO and its q(z | x).
+
+        Raises:
+            ValueError: the bound is another than the ELBO, which these terms do not give.
+        """
+        if self.bound != "elbo":
+            raise ValueError(f"bound: expected 'elbo', got {self.bound!r}; use the method loss")
         if self.penalty == "naive":
             penalty = naive_regularizer(q_z.mu, q_z.log_var)
         else:
             unit_kl = terms.unit_kl
             penalty = (unit_kl.clamp(min=self.free_nats) if self.free_nats else unit_kl).sum(-1)
         return self.weight(epoch) * penalty - terms.log_likelihood
+
+
+def importance_weighted_loss(
+    x: Float[Tensor, "n channels height width"], made: Pass, *, doubly: bool = False
+) -> Float[Tensor, " n"]:
+    """The negative importance-weighted bound of each image, in nats; K is the number of draws.
+
+    Burda, Grosse and Salakhutdinov (2016), equation 8. In its own gradient draw k counts by its
+    share s_k = w_k / (w_1 + ... + w_K). For the encoder, part of that is noise that averages to 0,
+    and beside which the gradient vanishes for large K (Rainforth et al., 2018). The doubly
+    reparameterized gradient (Tucker et al., 2019) leaves that part out: draw k counts by s_k
+    squared, and through z alone. Near the posterior it has far less noise; for a q that is too
+    narrow and far off it can have more. The value and the decoder's gradient stay.
+
+    Args:
+        x: images.
+        made: what the model's ``forward`` has made of them and of K draws for each; without an axis
+            for samples, K = 1. With ``doubly``, all that goes backwards through its z is changed,
+            so take no other gradient from it.
+        doubly: take the doubly reparameterized gradient.
+    """
+    z = made.z
+    if doubly:
+        mu, log_var = made.q_z
+        made = made._replace(q_z=DiagonalGaussian(mu.detach(), log_var.detach()))
+    log_weights = pass_log_weights(x, made).reshape(-1, len(x))
+    if doubly and z.requires_grad:
+        share = log_weights.detach().softmax(0).reshape(z.shape[:-1]).unsqueeze(-1)
+        z.register_hook(lambda gradient: share * gradient)  # which has the factor share already
+    return -importance_weighted_bound(log_weights)

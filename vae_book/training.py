@@ -33,7 +33,8 @@ class Settings:
         batch_size: images in a step, over all processes.
         lr: Adam's step size.
         seed: of the order of the images and of all noise.
-        n_samples: draws of z for each image and step; one is enough (chapter 7).
+        n_samples: draws of z for each image and step; for the ELBO one is enough (chapter 7), for
+            an importance-weighted bound it is K.
         objective: what to minimize; by default the negative ELBO (others: chapter 10).
         resample: make the images binary, afresh in each step, instead of using the gray levels.
 
@@ -227,7 +228,7 @@ def train_epoch(
         for x, y, eps, weight in batches:
             made = model(x, eps, y)
             terms = elbo_terms(x, made)
-            loss = settings.objective(terms, made.q_z, epoch).sum()
+            loss = settings.objective.loss(x, made, terms, epoch).sum()
             optimizer.zero_grad()
             (loss * weight).backward()
             optimizer.step()

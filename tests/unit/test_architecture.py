@@ -16,9 +16,9 @@ LAYERS = [
     {"distributions"},
     {"bayes", "data", "linear_gaussian", "patient"},
     {"loss_terms", "models"},
-    {"bounds", "exam"},
-    {"checkpoints", "doctor", "evaluation", "objectives"},
-    {"training"},
+    {"bounds", "exam", "linear_vae"},
+    {"checkpoints", "coding", "doctor", "evaluation", "objectives"},
+    {"budget", "training"},
     {"clinic", "commands", "diagrams", "explorer"},
     {"__main__"},
 ]

@@ -369,7 +369,7 @@ def test_no_objective_is_the_same_run_as_the_default_one(tmp_path):
     fit(tiny(), gray(), epochs=1, checkpoint=path, **SETTINGS)
     options = {"checkpoint": path, "resume": True, "objective": Objective(), **SETTINGS}
     assert fit(tiny(), gray(), epochs=2, **options).epochs == 2
-    wanted = {"beta": 1.0, "warm_up": 0, "free_nats": 0.0, "penalty": "kl"}
+    wanted = {"beta": 1.0, "warm_up": 0, "free_nats": 0.0, "penalty": "kl", "bound": "elbo"}
     assert read_checkpoint(path).settings["objective"] == wanted
 
 
@@ -772,8 +772,9 @@ def test_a_checkpoint_is_ignored_unless_resume_asks_for_it(tmp_path):
         ({"resample": True}, "resample was False and is now True"),
         (
             {"objective": Objective(beta=2.0)},
-            "objective was {'beta': 1.0, 'warm_up': 0, 'free_nats': 0.0, 'penalty': 'kl'} and is "
-            "now {'beta': 2.0, 'warm_up': 0, 'free_nats': 0.0, 'penalty': 'kl'}",
+            "objective was {'beta': 1.0, 'warm_up': 0, 'free_nats': 0.0, 'penalty': 'kl', 'bound': "
+            "'elbo'} and is now {'beta': 2.0, 'warm_up': 0, 'free_nats': 0.0, 'penalty': 'kl', "
+            "'bound': 'elbo'}",
         ),
         ({"objective": Objective(warm_up=2)}, "'warm_up': 2"),
         ({"objective": Objective(free_nats=0.1)}, "'free_nats': 0.1"),
