@@ -255,6 +255,22 @@ def test_each_fault_of_encoder_decoder_and_loss_is_found_by_its_name(name, digit
     assert report.faults == expected, str(report)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_log_weights_averaged_by_a_softmax_are_told_from_the_bound(x, sign):
+    model = patient("softmax-over-losses")
+
+    def loss(x):
+        log_w = bounds.log_weights(model, x, torch.randn(5, len(x), UNITS))
+        return -((sign * log_w).softmax(0) * log_w).sum(0).mean()
+
+    report = diagnose(model.encode, model.decode, x.reshape(-1, 1, 28, 28), loss=loss)
+    assert report.faults == ("softmax-over-losses",)
+    finding = report["draws of z in the loss"]
+    # The best draws promise too much, the worst too little.
+    assert sign * finding.nats > 0.01
+    assert ("best" if sign > 0 else "worst") in finding.found
+
+
 # Losses, given as functions of what encoder and decoder return ------------------------------------
 
 
