@@ -28,6 +28,7 @@ from contents import chapters, title
 from processes import Kernels, workers
 from vae_book.data import load_images
 from vae_book.device import best_device, describe
+from vae_book.files import replacing
 from vae_book.images import DataError
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +72,9 @@ def main() -> None:
     chosen = [path for path in trained_chapters() if not words or path.name[:2] in words]
     for line in kernels.side_by_side(run, chosen, workers(device.type)):
         print(line, flush=True)
-        RESULTS.write_text(json.dumps(found, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+        with replacing(RESULTS) as part:
+            text = json.dumps(found, indent=1, ensure_ascii=False, sort_keys=True)
+            part.write_text(f"{text}\n")
     write_page()
 
 
@@ -135,7 +138,13 @@ def write_page(top: Path = ROOT) -> None:
 
 def measured() -> dict[str, dict]:
     """What was measured so far, by chapter."""
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    try:
+        return json.loads(RESULTS.read_bytes()) if RESULTS.exists() else {}
+    except ValueError as error:
+        raise SystemExit(
+            f"{RESULTS} cannot be read ({error}); put it back with git checkout, or delete it and "
+            "measure again with make full"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -23,9 +23,11 @@ from vae_book.checkpoints import write_checkpoint
 from vae_book.data import load_images
 from vae_book.device import best_device, describe, seeded
 from vae_book.evaluation import Bound, active_units, average_elbo, log_likelihood
+from vae_book.files import replacing
+from vae_book.history import History
 from vae_book.images import DataError, Images, binarize, quadrants
 from vae_book.models import VAE, CompletionVAE, ConvVAE
-from vae_book.training import History, fit
+from vae_book.training import fit
 
 RESULTS = Path(__file__).parents[1] / "book" / "results"
 SEEDS = (0, 1, 2)
@@ -257,7 +259,8 @@ def main() -> None:
             rows = chapters[name]()
         except DataError as error:
             raise SystemExit(str(error)) from error
-        (RESULTS / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
+        with replacing(RESULTS / f"{name}.json") as part:
+            part.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n")
         for row in rows:
             print(name, *(f"{key}={value}" for key, value in row.items() if value), sep="\n  ")
 

@@ -1,9 +1,12 @@
-"""The command line: ``python -m vae_book train``, ``sample`` and ``evaluate``."""
+"""The command line: ``python -m vae_book train``, ``sample``, ``evaluate`` and ``doctor``."""
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+
+PATIENCE = 2  # seconds in which torchrun notices that a process is gone; it looks ten times each
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -13,22 +16,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         # Imported here, so that --help need not wait for torch.
         from vae_book import commands, parallel
+        from vae_book.files import WriteError
         from vae_book.images import DataError
     except KeyboardInterrupt:
         print("vae_book: stopped", file=sys.stderr)
         sys.exit(130)
+    again = "; the same command with --resume goes on after the last whole epoch"
+    again = again if command == "train" else ""
     with parallel.process_group():
+        parallel.when_ended(lambda gone: _say_who_is_gone(gone, again))
         try:
             getattr(commands, command)(**options)
         except KeyboardInterrupt:
-            again = "; the same command with --resume goes on after the last whole epoch"
-            _stop(f"stopped{again if command == 'train' else ''}", 130)
+            _stop(f"stopped{again}", 130)
+        except WriteError as error:
+            _stop(f"error: {error}{again}", 2)
         except (ValueError, OSError, DataError) as error:
             _stop(f"error: {error}", 2)
         except Exception:  # a mistake in the program: with its traceback, but only once
+            if parallel.world_size() > 1:
+                time.sleep(PATIENCE)  # or another process is gone, and this one will be ended
             if parallel.fails_first():
                 raise
             sys.exit(1)
+
+
+def _say_who_is_gone(gone: list[int], again: str) -> None:
+    who = f"the process of rank {' and '.join(map(str, gone))} was killed or crashed"
+    said = f"error: {who}" if gone else "stopped from outside"
+    print(f"\nvae_book: {said}{again}", file=sys.stderr, flush=True)
 
 
 def _stop(message: str, code: int) -> None:
@@ -117,6 +133,19 @@ def _parser() -> argparse.ArgumentParser:
     _number(evaluate, "--samples", 1, "draws of z for each image")
     _seed(evaluate, "of those draws, and of binary pixels for a model of binary images")
     evaluate.add_argument("--json", action="store_true", help="print JSON for other programs")
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="look for mistakes in a VAE of your own",
+        description="Print what vae_book.doctor.diagnose finds in a VAE of your own; exit code 1 "
+        "if it finds a fault. MAKE_VAE is called without arguments and returns a dictionary of "
+        "diagnose's arguments: encode, decode, and as far as there are any images, loss, "
+        "likelihood, labels, prior, draw, spread, beta, seed. Without images it gets 64 of the "
+        "bundled digits, shape (64, 1, 28, 28).",
+    )
+    doctor.add_argument(
+        "make_vae", metavar="MODULE:MAKE_VAE", help="where it is, such as my_module:make_vae"
+    )
     return parser
 
 

@@ -82,7 +82,7 @@ def nats_budget(
 ) -> Budget:
     """The account of a model on some images; of a conditional model, all of it given y.
 
-    Gaps: Cremer, Li and Duvenaud (2018), section 3. Parts of the KL: Hoffman and Johnson (2016),
+    Gaps: Cremer, Li and Duvenaud (2018). Parts of the KL: Hoffman and Johnson (2016),
     with these images for the distribution of x.
 
     Args:
@@ -138,7 +138,7 @@ def refined(
 
     Starts from the encoder's. Adam moves each mean in units of its standard deviation, and each
     log-variance, with steps that shrink to 0; the gradients are pathwise (chapter 7). The model
-    stays as it is. Cremer, Li and Duvenaud (2018), section 3.
+    stays as it is. Cremer, Li and Duvenaud (2018).
 
     Args:
         model: the VAE.

@@ -5,29 +5,37 @@ code.
 """
 
 import inspect
-import os
+import io
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vae_book.device import best_device
+from vae_book.files import check_writable, replacing
+from vae_book.history import History
 from vae_book.likelihoods import Likelihood
 from vae_book.models import VAE
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run after an epoch.
+    """The state of a run after an epoch; one without settings is a model to use and no more.
 
     Attributes:
         architecture: the arguments of the model.
         weights: the model's state.
-        optimizer: the optimizer's state.
-        history: the fields of `vae_book.training.History`.
+        optimizer: Adam's state.
+        history: the fields of `vae_book.history.History`.
         settings: those that a resumed run must share.
+
+    Raises:
+        ValueError: a part is missing, not finite or does not fit the others, or another version of
+            the package wrote it.
     """
 
     architecture: dict
@@ -36,16 +44,26 @@ class Checkpoint:
     history: dict
     settings: dict
 
-    def model(self, device: torch.device | str | None = None) -> VAE:
-        """The trained model, on ``device`` or on the best one.
+    def __post_init__(self) -> None:
+        for name, part in vars(self).items():
+            if not isinstance(part, dict):
+                raise ValueError(f"{name}: expected a dictionary, got {part!r}")
+        with torch.device("meta"):  # which takes neither memory nor random numbers
+            model = self._untrained()
+        _match("weights", self.weights, model.state_dict())
+        if self.settings:
+            _match("optimizer", self.optimizer["state"], _moments(model, self.optimizer["state"]))
+            History.checked(**self.history)
 
-        Raises:
-            ValueError: another version of the package wrote the checkpoint.
-        """
-        arguments = {**self.architecture, "likelihood": _made(self.architecture["likelihood"])}
-        model = _made(arguments)
+    def model(self, device: torch.device | str | None = None) -> VAE:
+        """The trained model, on ``device`` or on the best one."""
+        model = self._untrained()
         model.load_state_dict(self.weights)
         return model.to(best_device() if device is None else device)
+
+    def _untrained(self) -> VAE:
+        likelihood = _made("likelihood", self.architecture["likelihood"], kinds(Likelihood))
+        return _made("model", {**self.architecture, "likelihood": likelihood}, kinds(VAE))
 
     def restore(self, model: VAE, optimizer: torch.optim.Optimizer, settings: dict) -> dict:
         """Put model and optimizer back into this state; returns the history's fields.
@@ -66,7 +84,9 @@ class Checkpoint:
                 f"settings again ({'; '.join(differing)})"
             )
         model.load_state_dict(self.weights)
-        optimizer.load_state_dict(self.optimizer)
+        # The options of the optimizer follow from the settings, which are the same.
+        options = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": self.optimizer["state"], "param_groups": options})
         return self.history
 
 
@@ -77,18 +97,31 @@ def write_checkpoint(
     history: dict,
     settings: dict,
 ) -> None:
-    """Write a checkpoint, whole or not at all: a crash leaves the one before it in place."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    content = Checkpoint(
-        architecture(model), model.state_dict(), optimizer.state_dict(), history, settings
+    """Write a checkpoint, whole or not at all: a crash leaves the one before it in place.
+
+    Raises:
+        ValueError: it could not be read back (see `Checkpoint` and `architecture`).
+        WriteError: the disk is full, or see `vae_book.files.replacing`.
+    """
+    found = Checkpoint(
+        architecture(model), model.state_dict(), _state(optimizer), history, settings
     )
-    try:
-        torch.save(vars(content), part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    packed = _packed(found)
+    with replacing(path) as part:
+        part.write_bytes(packed)
+
+
+def rehearse_checkpoint(path: Path | str, model: VAE) -> None:
+    """Raise as `write_checkpoint` would, before a run: it changes nothing at ``path``."""
+    weights = _packed(Checkpoint(architecture(model), model.state_dict(), {}, {}, {}))
+    check_writable(path, 3 * len(weights))  # Adam keeps two averages of each weight
+
+
+def _packed(checkpoint: Checkpoint) -> bytes:
+    # In memory: of a full disk torch.save says neither which file nor why.
+    content = io.BytesIO()
+    torch.save(vars(checkpoint), content)
+    return content.getvalue()
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:
@@ -96,23 +129,55 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or not a checkpoint.
+        ValueError: the file is damaged or not a checkpoint, or see `Checkpoint`.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint at {path}")
+    content = Path(path).read_bytes()
     try:
-        return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch.load raises a dozen kinds of error on a damaged file
+        # torch.load does not look at the checksums.
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"the checksum of {damaged} is wrong")
+        stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return Checkpoint(**stored)
+    except Exception as error:  # a damaged file raises a dozen kinds of error
+        reason = error if isinstance(error, ValueError) else type(error).__name__
         raise ValueError(
-            f"path: {path} is damaged or not a checkpoint of vae_book ({type(error).__name__})"
+            f"path: {path} is damaged or not a checkpoint of vae_book ({reason}); train again, "
+            "into a new file or after deleting this one"
         ) from error
+
+
+def _match(name: str, found: Any, wanted: Any) -> None:
+    """Raise ValueError unless ``found`` has the keys and shapes of ``wanted``, and finite numbers.
+
+    The one gate for all tensors of a checkpoint.
+    """
+    if _outline(found) != _outline(wanted):
+        raise ValueError(f"{name}: expected {_outline(wanted)}, got {_outline(found)}")
+    if isinstance(wanted, Mapping):
+        for key in wanted:
+            _match(f"{name}: {key}", found[key], wanted[key])
+    elif not found.isfinite().all():
+        raise ValueError(f"{name}: expected finite numbers, got infinity or NaN")
+
+
+def _outline(found: Any) -> str:
+    if isinstance(found, Mapping):
+        return ", ".join(sorted(map(repr, found))) or "nothing"
+    if isinstance(found, Tensor):
+        kind = "floating-point" if found.is_floating_point() else found.dtype
+        return f"{kind} numbers of shape {tuple(found.shape)}"
+    return type(found).__name__
 
 
 def architecture(model: VAE) -> dict:
     """The class and the arguments that make a model like this one.
 
     A model or likelihood of one's own can be kept as well, if it keeps its arguments under their
-    own names, and is imported before the checkpoint is read.
+    own names, can be made on torch's meta device, where tensors have shapes but no numbers, and is
+    imported before the checkpoint is read.
 
     Raises:
         ValueError: a checkpoint cannot hold this kind of model or likelihood.
@@ -147,13 +212,29 @@ def _described(name: str, thing: object, known: Mapping[str, type]) -> dict:
     return {"kind": kind.__name__, **arguments, **lists}
 
 
-def _made(description: dict) -> Any:
-    arguments, known = dict(description), {**kinds(VAE), **kinds(Likelihood)}
+def _made(name: str, description: dict, known: Mapping[str, type]) -> Any:
+    arguments = dict(description)
     kind = arguments.pop("kind", None)
     if kind not in known:
         raise ValueError(
-            f"checkpoint: expected one of the kinds {', '.join(known)}, got {kind}; import the "
-            "module that defines it first, or train the model again, if another version of "
-            "vae_book wrote it"
+            f"{name}: expected one of the kinds {', '.join(known)}, got {kind}; import the "
+            "module that defines it first, unless another version of vae_book wrote it"
         )
     return known[kind](**arguments)
+
+
+def _state(optimizer: torch.optim.Optimizer) -> dict:
+    """Its state, with an entry for each parameter: an empty one has had no gradient so far."""
+    found = optimizer.state_dict()
+    parameters = [each for group in found["param_groups"] for each in group["params"]]
+    return {**found, "state": {each: found["state"].get(each, {}) for each in parameters}}
+
+
+def _moments(model: VAE, state: dict) -> dict:
+    """What `_state` is to look like for Adam and this model."""
+    return {
+        index: {"step": torch.zeros(()), "exp_avg": each, "exp_avg_sq": each}
+        if state.get(index)
+        else {}
+        for index, each in enumerate(model.parameters())
+    }

@@ -234,7 +234,7 @@ class BitsBack:
 
     def pad(self, i: int, z: Sequence[int]) -> list[int]:
         """The bins in another order, a new one for each unit and image; twice, it undoes itself."""
-        noise = random.Random((self.seed << 32) + i + 1)
+        noise = random.Random(f"{self.seed}, {i}")  # close numbers could give the same stream
         return [k ^ noise.getrandbits(self.latent_bits) for k in z]
 
     def prior(self) -> Sequence[Counts]:

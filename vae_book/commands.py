@@ -1,14 +1,17 @@
-"""What the command line does: train a model, draw from it, measure it.
+"""What the command line does: train a model, draw from it, measure it, look at one of your own.
 
 `vae_book.__main__` reads the arguments; each command of its own is a function here.
 """
 
+import importlib
+import inspect
 import json as json_format
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
 
@@ -16,11 +19,14 @@ from vae_book import parallel
 from vae_book.checkpoints import read_checkpoint
 from vae_book.data import Split, load_images
 from vae_book.device import best_device, seeded
+from vae_book.doctor import diagnose
 from vae_book.evaluation import average_elbo
+from vae_book.files import replacing
+from vae_book.history import History
 from vae_book.images import Images, binarize
 from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
-from vae_book.training import History, fit
+from vae_book.training import fit
 
 PAIRS = 8  # held-out images shown above their reconstructions
 SAMPLES = 64  # images from the prior, shown as 8 x 8
@@ -43,6 +49,7 @@ def train(
 
     Raises:
         ValueError: ``out`` holds a run already and ``resume`` is not asked for, or see `fit`.
+        WriteError: ``out`` cannot be written to.
     """
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists() and not resume:
@@ -59,7 +66,6 @@ def train(
     model = VAE(latent, hidden, likelihood=Bernoulli(relaxed=not binary)).to(device)
     held_out = _scorable(model, held_out, seed)
     done = len(read_checkpoint(checkpoint).history["kl"]) if checkpoint.exists() else 0
-    out.mkdir(parents=True, exist_ok=True)
 
     def show(history: History) -> None:
         _write_pictures(out, history.epochs, model, held_out, seed)
@@ -89,8 +95,9 @@ def train(
 def sample(*, checkpoint: Path, n: int, seed: int, out: Path) -> None:
     """Write ``n`` images from the prior of a trained model as one picture."""
     images = read_checkpoint(checkpoint).model().sample(n, seeded(seed))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_image(images, out, nrow=math.ceil(math.sqrt(n)))
+    _check_finite(checkpoint, images)
+    with replacing(out) as part:
+        save_image(images, part, nrow=math.ceil(math.sqrt(n)))
 
 
 def evaluate(
@@ -100,10 +107,13 @@ def evaluate(
     trained = read_checkpoint(checkpoint)
     model = trained.model()
     device = next(model.parameters()).device
-    source = source or trained.settings["source"]
+    source = source or trained.settings.get("source")
+    if not isinstance(source, str):
+        raise ValueError(f"source: {checkpoint} does not say what to measure on; add --source")
     data = load_images(split, source, device, size=28, channels=1)
     scored = _scorable(model, data, seed)
     bound = average_elbo(model, scored, n_samples=samples, seed=seed)
+    _check_finite(checkpoint, bound.value, bound.standard_error, bound.kl)
     if scored is not data:
         pixels = f"binary, drawn from the gray levels with seed {seed}"
         bound = replace(bound, protocol=replace(bound.protocol, pixels=pixels))
@@ -117,6 +127,56 @@ def evaluate(
     print(f"KL              {bound.kl:.3f}")
     for name, value in asdict(bound.protocol).items():
         print(f"{name:<15} {value}")
+
+
+def doctor(*, make_vae: str) -> None:
+    """Print what `diagnose` finds in the VAE that a function of the reader's makes.
+
+    Raises:
+        ValueError: there is no such function, or it returns something else than the arguments.
+        SystemExit: with code 1, if a fault was found.
+    """
+    arguments = _made_by(make_vae)
+    unknown = arguments.keys() - inspect.signature(diagnose).parameters.keys()
+    if unknown or not {"encode", "decode"} <= arguments.keys():
+        raise ValueError(
+            f"{make_vae}: expected the arguments of vae_book.doctor.diagnose, at least 'encode' "
+            f"and 'decode', got {', '.join(sorted(arguments)) or 'nothing'}"
+        )
+    if "images" not in arguments:
+        digits = load_images("test", "bundled", "cpu").images
+        arguments["images"] = digits[:: len(digits) // 64][:64]  # they are sorted by class
+    report = diagnose(**arguments)
+    print(report)
+    if not report.healthy:
+        raise SystemExit(1)
+
+
+def _made_by(make_vae: str) -> dict:
+    name, _, attribute = make_vae.partition(":")
+    if not name or not attribute:
+        raise ValueError(f"make_vae: expected my_module:make_vae, got {make_vae!r}")
+    try:
+        made = getattr(importlib.import_module(name), attribute)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{make_vae}: {error}; is it in this folder or installed?") from error
+    except AttributeError as error:
+        raise ValueError(f"{make_vae}: {error}") from error
+    arguments = made() if callable(made) else made
+    if not isinstance(arguments, dict):
+        raise ValueError(
+            f"{make_vae}: expected a function that returns a dictionary, got "
+            f"{type(arguments).__name__}"
+        )
+    return dict(arguments)
+
+
+def _check_finite(checkpoint: Path, *results: Tensor | float) -> None:
+    if not all(torch.as_tensor(each).isfinite().all() for each in results):
+        raise ValueError(
+            f"checkpoint: the model in {checkpoint} gives results that are infinite or not "
+            "numbers, as after steps that were too large; train again with a smaller --lr"
+        )
 
 
 def _scorable(model: VAE, data: Images, seed: int) -> Images:
@@ -134,8 +194,10 @@ def _write_pictures(out: Path, epoch: int, model: VAE, held_out: Images, seed: i
     originals = held_out.images[chosen.to(held_out.images.device)]
     reconstructions = model.decode(model.encode(originals).mu).mean
     pairs = torch.cat([originals, reconstructions])
-    save_image(pairs, out / f"reconstruction_{epoch:04}.png", nrow=len(originals))
-    save_image(model.sample(SAMPLES, seeded(seed)), out / f"sample_{epoch:04}.png")
+    with replacing(out / f"reconstruction_{epoch:04}.png") as part:
+        save_image(pairs, part, nrow=len(originals))
+    with replacing(out / f"sample_{epoch:04}.png") as part:
+        save_image(model.sample(SAMPLES, seeded(seed)), part)
 
 
 def _in_words(history: History) -> str:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vae_book.figures import BLACK, BLUE, GRAY, GREEN, ORANGE, STYLE, WIDTH, draw_images
-from vae_book.training import History
+from vae_book.history import History
 
 
 def trade_off(

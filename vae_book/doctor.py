@@ -294,6 +294,8 @@ def scale(exam: Exam) -> Finding:
                       _typical_kl(exam))  # fmt: skip
     if not kl.misfit < FITS:
         raise NotChecked("what the loss has beside the log-likelihood is no KL; see KL")
+    if kl.error > 0.1:
+        raise NotChecked("the KL is too small beside the log-likelihood; train the model first")
     words = f"log-likelihood {_over(exam, whole)}, KL {_over(exam, whole * kl.weight)}"
     off = abs(kl.weight / exam.beta - 1) * _typical_kl(exam)
     if whole < 0 or kl.weight < 0:
@@ -303,10 +305,10 @@ def scale(exam: Exam) -> Finding:
         return _fault(name, f"wrong sign: {words}",
                       "minimize KL - log-likelihood, both with the sign that makes them smaller "
                       "when the model is better", off)  # fmt: skip
-    return _ratio(exam, kl.weight / exam.beta, words, off)
+    return _ratio(exam, kl.weight / exam.beta, 0.01 + kl.error, words, off)
 
 
-def _ratio(exam: Exam, ratio: float, words: str, off: float) -> Finding:
+def _ratio(exam: Exam, ratio: float, about: float, words: str, off: float) -> Finding:
     """The finding for a KL that weighs this much more than it should."""
     loose = exam.family in ("gaussian", "laplace") and isinstance(exam.decoded, Tensor)
     units = (1, 2) if loose else (1,)
@@ -318,12 +320,12 @@ def _ratio(exam: Exam, ratio: float, words: str, off: float) -> Finding:
             ("likelihood-over-batch", exam.n, "average both terms over the images, or neither"),
             ("kl-mean", unit / exam.encoded.mu[0].numel(), "sum the KL over the units of z"),
         ]:
-            if math.isclose(ratio * unit, number, rel_tol=0.01):
+            if math.isclose(ratio * unit, number, rel_tol=about):
                 return _fault(name, words, advice, off)
     noise = math.sqrt(ratio)
     if loose and noise <= 2 * (exam.images.max() - exam.images.min()).item():
         return _ok(f"{words}: noise of scale {noise:.3g} on each pixel")
-    if math.isclose(ratio, 1, rel_tol=0.01):
+    if math.isclose(ratio, 1, rel_tol=about):
         return _ok(words)
     return _fault("kl-weight", f"{words}: the KL has {ratio:.3g} times its weight",
                   f"if this was chosen, say beta={ratio * exam.beta:.3g}; only 1 gives the ELBO",
@@ -356,8 +358,11 @@ def kl_value(exam: Exam) -> Finding:
         return _ok(
             "the KL has the right gradient; a squared or absolute error leaves out constants"
         )
-    draws = 1 if kl.exact else KL_DRAWS // len(term.weights)  # an estimate by few has more error
-    if abs(off) > 5 * abs(kl.weight) * error * math.sqrt(draws) + 1e-3 * abs(rest) + 0.01:
+    draws = 1 if kl.exact else KL_DRAWS / len(term.weights)  # an estimate by few has more error
+    if (
+        abs(off)
+        > 5 * abs(kl.weight) * error * math.sqrt(draws) + (1e-3 + kl.error) * abs(rest) + 0.01
+    ):
         return _fault("kl-value", f"the loss is off by a constant: {words}",
                       "look for constants such as the -1 in the KL", off)  # fmt: skip
     return _ok(words)

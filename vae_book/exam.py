@@ -250,14 +250,23 @@ class Exam:
 
     # What the loss does, in training mode ---------------------------------------------------------
 
-    @cached_property
+    @property
     def seen(self) -> Pass:
         """One evaluation of the reader's loss."""
+        if isinstance(self._look, NotChecked):
+            raise self._look
+        return self._look
+
+    @cached_property
+    def _look(self) -> Pass | NotChecked:
         if self.loss is None:
-            raise NotChecked("no loss was given")
-        with mode(self.modules, training=True):
-            terms = required_arguments(self.loss) == 3
-            return self._by_terms() if terms else self._watched()
+            return NotChecked("no loss was given")
+        try:
+            with mode(self.modules, training=True):
+                terms = required_arguments(self.loss) == 3
+                return self._by_terms() if terms else self._watched()
+        except NotChecked as reason:
+            return reason
 
     def _by_terms(self) -> Pass:
         assert self.loss is not None

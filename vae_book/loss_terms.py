@@ -15,7 +15,7 @@ from torch.distributions import Distribution, Normal, kl_divergence
 from vae_book.patient import Encoded, parameters_of
 
 FITS = 1e-3  # the share of a gradient that may be left unexplained
-ROUNDING = 1e-5  # the share of a single-precision gradient that is not told from zero
+ROUNDING = 1e-6  # the share of a single-precision gradient that is not told from zero
 
 # log p(x | z), shape (draws, n), of a decoder's output that is of a family
 Score = Callable[[Any, str], Tensor]
@@ -63,12 +63,14 @@ class KLTerm(NamedTuple):
         weight: relative to the weight of the log-likelihood; 1 in the negative ELBO.
         exact: in closed form, or else at the draws of z.
         misfit: the share of the gradient that it does not explain.
+        error: how far the weight may be off, as a share of it.
     """
 
     kind: str
     weight: float
     exact: bool
     misfit: float
+    error: float
 
 
 def gradients(value: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -119,7 +121,8 @@ def kl_term(
     by_loss = _joined(seen.loss, inputs)
     by_likelihood = _joined(-(weights * likelihood.log_prob).sum(), inputs)
     rest = by_loss - by_likelihood
-    rounding = ROUNDING * (by_loss.norm() + by_likelihood.norm())
+    # What the likelihood does not explain at the decoder, it does not explain here either.
+    rounding = (ROUNDING + 2 * likelihood.misfit) * (by_loss.norm() + by_likelihood.norm())
     if rest.norm() <= rounding:
         return None
     fits = []
@@ -129,7 +132,8 @@ def kl_term(
         left = ((rest - weight * own).norm() - rounding).clamp(min=0) / rest.norm()
         if bool(left.isfinite()):
             relative = weight / (weights.sum(0).mean() if exact else 1)
-            fits.append(KLTerm(kind, relative.item(), exact, left.item()))
+            error = rounding / (weight * own).norm()
+            fits.append(KLTerm(kind, relative.item(), exact, left.item(), error.item()))
     return min(fits, key=lambda each: each.misfit)
 
 

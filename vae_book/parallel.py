@@ -3,7 +3,11 @@
 Without ``torchrun`` everything here is a no-op: one process, rank 0.
 """
 
-from collections.abc import Iterator
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -50,6 +54,46 @@ def fails_first() -> bool:
     The others mostly fail in the same way, or because that one is gone.
     """
     return _store is None or _store.add("failures", 1) == 1
+
+
+def when_ended(tell: Callable[[list[int]], None]) -> None:
+    """Have ``tell`` called with the ranks that are gone when torchrun ends this process.
+
+    It does so once another process is gone, within a fraction of a second. A thread of its own
+    listens, as the main one may be waiting for that process; only one process tells.
+    """
+    if _store is None:
+        return
+    _store.set(f"process {rank()}", f"{os.getpid()} {socket.gethostname()}")
+    heard, written = os.pipe()
+    os.set_blocking(written, False)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # each signal also writes its number to the pipe
+    signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+
+    def listen() -> None:
+        try:
+            while os.read(heard, 1) != bytes([signal.SIGTERM]):
+                pass
+            gone = _gone()
+            if fails_first():
+                tell(gone)
+        finally:
+            os._exit(1)
+
+    threading.Thread(target=listen, daemon=True).start()
+
+
+def _gone() -> list[int]:
+    """The ranks of the processes of this machine that no longer run."""
+    found = []
+    for other in range(world_size()):
+        if _store is not None and _store.check([f"process {other}"]):
+            pid, host = _store.get(f"process {other}").decode().split()
+            try:
+                os.kill(int(pid) if host == socket.gethostname() else os.getpid(), 0)
+            except ProcessLookupError:
+                found.append(other)
+    return found
 
 
 def rank() -> int:

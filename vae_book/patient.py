@@ -217,18 +217,20 @@ def modules_of(*functions: Function | None) -> list[nn.Module]:
 @contextmanager
 def mode(modules: Sequence[nn.Module], training: bool) -> Iterator[None]:
     """All modules in training or in evaluation mode for a block; buffers and modes come back."""
-    flags = [(part, part.training) for each in modules for part in each.modules()]
-    buffers = [(buffer, buffer.clone()) for each in modules for buffer in each.buffers()]
+    parts = [part for each in modules for part in each.modules()]
+    flags = [part.training for part in parts]
+    buffers = [dict(part._buffers) for part in parts]
     try:
+        for part, own in zip(parts, buffers, strict=True):
+            # Copies, since a graph that is still needed may hold what would be written back.
+            part._buffers.update((n, b if b is None else b.clone()) for n, b in own.items())
         for each in modules:
             each.train(training)
         yield
     finally:
-        for part, flag in flags:
+        for part, flag, own in zip(parts, flags, buffers, strict=True):
             part.training = flag
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            part._buffers.update(own)
 
 
 def required_arguments(function: Function) -> int:

@@ -1,10 +1,11 @@
 """One training loop for a CPU, a GPU and several processes (chapter 8)."""
 
-import json
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vae_book import parallel
 from vae_book.bounds import elbo_terms
-from vae_book.checkpoints import architecture, read_checkpoint, write_checkpoint
+from vae_book.checkpoints import read_checkpoint, rehearse_checkpoint, write_checkpoint
 from vae_book.checks import trusted, whole_number
 from vae_book.device import describe, seeded, standard_normal
 from vae_book.evaluation import average_elbo
+from vae_book.history import History
 from vae_book.images import Images, binarize
 from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
@@ -61,61 +63,6 @@ class Settings:
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
-
-
-@dataclass
-class History:
-    """What `fit` measured, one entry for each epoch, in nats for one image.
-
-    Attributes:
-        reconstruction: -E_q[log p(x | z)] on the training images, averaged while they were used.
-        kl: KL(q(z | x) || p(z)), likewise.
-        loss: what was minimized, likewise; with another objective than the negative ELBO it
-            differs from that.
-        held_out: the negative ELBO of the held-out images after the epoch; empty without them.
-        seconds: how long the epoch's training took.
-        device: where it ran.
-    """
-
-    reconstruction: list[float] = field(default_factory=list)
-    kl: list[float] = field(default_factory=list)
-    loss: list[float] = field(default_factory=list)
-    held_out: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    device: str = ""
-
-    @property
-    def negative_elbo(self) -> list[float]:
-        """That of the training images, by epoch: reconstruction + KL, whatever was minimized."""
-        return [a + b for a, b in zip(self.reconstruction, self.kl, strict=True)]
-
-    @property
-    def epochs(self) -> int:
-        """How many epochs have been trained."""
-        return len(self.kl)
-
-    def rows(self) -> list[tuple[float, ...]]:
-        """A row an epoch: its number, reconstruction, KL, negative ELBO and, if any, held_out."""
-        columns = [self.reconstruction, self.kl, self.negative_elbo]
-        columns += [self.held_out] if self.held_out else []
-        return list(zip(range(1, self.epochs + 1), *columns, strict=True))
-
-    def save(self, path: Path | str) -> None:
-        """Write the history as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
-
-    @classmethod
-    def load(cls, path: Path | str) -> "History":
-        """Read a history that `save` wrote.
-
-        Raises:
-            ValueError: the file is not such a history.
-        """
-        try:
-            stored = json.loads(Path(path).read_text())
-            return cls(**{each.name: stored[each.name] for each in fields(cls)})
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"path: {path} is not a history that fit saved ({error})") from error
 
 
 class Batch(NamedTuple):
@@ -167,41 +114,38 @@ def fit(
         ValueError: a number is out of range, the data are on another device than the model or do
             not fit it, a checkpoint to resume was made with other settings, or the loss has become
             infinite or not a number.
+        WriteError: the checkpoint cannot be written, found out before the first epoch where that is
+            possible.
     """
     chosen = Settings(**{name: each for name, each in settings.items() if each is not None})
     epochs = whole_number("epochs", epochs)
     check_fit(model, data, chosen, held_out)
     optimizer = torch.optim.Adam(model.parameters(), lr=chosen.lr, fused=True)
     history = History(device=describe(data.images.device))
-    shared = {
-        **asdict(chosen),
-        "source": data.source,
-        "images": len(data),
-        "held_out": None if held_out is None else len(held_out),
-    }
     if resume and checkpoint is None:
         raise ValueError("resume: expected a checkpoint to go on from, got none")
+    shared = asdict(chosen)
     if checkpoint:
-        architecture(model)  # what cannot be saved is refused now, not after the first epoch
+        shared |= {"source": data.source, "images": fingerprint(data)}
+        shared |= {"held_out": None if held_out is None else fingerprint(held_out)}
     if checkpoint and resume and Path(checkpoint).exists():
         history = History(**read_checkpoint(checkpoint).restore(model, optimizer, shared))
+    if checkpoint and history.epochs < epochs and parallel.is_main():
+        rehearse_checkpoint(checkpoint, model)
     replica = DistributedDataParallel(model) if parallel.world_size() > 1 else model
     for epoch in range(history.epochs, epochs):
-        start = time.perf_counter()
-        found = train_epoch(replica, batches(model, data, chosen, epoch), optimizer, chosen, epoch)
-        reconstruction, kl, loss = (parallel.summed(found) / len(data)).tolist()
-        if not math.isfinite(reconstruction + kl):
-            raise ValueError(
-                f"lr: the loss of epoch {epoch + 1} is {reconstruction + kl}; start again with "
-                f"smaller steps than {chosen.lr:g}"
-            )
-        history.seconds.append(time.perf_counter() - start)
-        history.reconstruction.append(reconstruction)
-        history.kl.append(kl)
-        history.loss.append(loss)
-        if held_out is not None:
-            bound = average_elbo(model, held_out, seed=chosen.seed)
-            history.held_out.append(bound.negative_elbo)
+        with advice(chosen, epoch):
+            start, parts = time.perf_counter(), batches(model, data, chosen, epoch)
+            totals = parallel.summed(train_epoch(replica, parts, optimizer, chosen, epoch))
+            reconstruction, kl, loss = (totals / len(data)).tolist()
+            history.seconds.append(time.perf_counter() - start)
+            history.reconstruction.append(reconstruction)
+            history.kl.append(kl)
+            history.loss.append(loss)
+            if held_out is not None:
+                bound = average_elbo(model, held_out, seed=chosen.seed)
+                history.held_out.append(bound.negative_elbo)
+            check_finite(model, optimizer, history)
         if parallel.is_main():
             # The checkpoint comes last: with it the epoch is over, and a run that stops before
             # does the whole of it again.
@@ -210,6 +154,29 @@ def fit(
             if checkpoint:
                 write_checkpoint(checkpoint, model, optimizer, asdict(history), shared)
     return history
+
+
+@contextmanager
+def advice(settings: Settings, epoch: int) -> Iterator[None]:
+    """Say what to do about numbers that become infinite or NaN in an epoch.
+
+    `check_fit` has looked at the data, so a ValueError is about what training made of the model.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(
+            f"lr: the loss of epoch {epoch + 1} is infinite or NaN, or will be ({error}); start "
+            f"again with smaller steps than {settings.lr:g}; a checkpoint stays as it was before"
+        ) from error
+
+
+def check_finite(model: VAE, optimizer: torch.optim.Optimizer, history: History) -> None:
+    """Raise ValueError unless the state after an epoch and what was measured are finite."""
+    History.checked(**vars(history))
+    moments = (each for state in optimizer.state.values() for each in state.values())
+    if not all(bool(each.isfinite().all()) for each in (*model.parameters(), *moments)):
+        raise ValueError("the last step led to weights, or gradients, too large for a number")
 
 
 def train_epoch(
@@ -254,6 +221,16 @@ def batches(model: VAE, data: Images, settings: Settings, epoch: int) -> Iterato
         y = None if told is None else told[rows[share]]
         noise = noise[0, share] if settings.n_samples == 1 else noise[:, share]
         yield Batch(x, y, noise, world / len(rows))
+
+
+def fingerprint(data: Images) -> str:
+    """How many images there are, and a SHA-256 of them and what is told about them, shortened."""
+    found = hashlib.sha256()
+    for each in (data.images, data.labels, data.told):
+        if each is not None:
+            found.update(f"{tuple(each.shape)} {each.dtype}".encode())
+            found.update(each.detach().cpu().flatten().view(torch.uint8).numpy().data)
+    return f"{len(data)} images of SHA-256 {found.hexdigest()[:16]}"
 
 
 def check_fit(model: VAE, data: Images, settings: Settings, held_out: Images | None) -> None:

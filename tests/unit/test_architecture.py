@@ -10,15 +10,15 @@ import mutants
 ROOT = Path(__file__).parents[2]
 MODULES = {path.stem: path for path in (ROOT / "vae_book").glob("*.py")}
 LAYERS = [
-    {"checks", "deprecated", "device", "display", "parallel", "report"},
-    {"figures", "images", "likelihoods", "monte_carlo", "reparameterization"},
+    {"checks", "deprecated", "device", "display", "files", "parallel", "report"},
+    {"figures", "history", "images", "likelihoods", "monte_carlo", "reparameterization"},
     {"divergences", "folders", "gradient_estimators"},
     {"distributions"},
     {"bayes", "data", "linear_gaussian", "patient"},
     {"loss_terms", "models"},
     {"bounds", "exam", "linear_vae"},
     {"checkpoints", "coding", "doctor", "evaluation", "objectives"},
-    {"budget", "training"},
+    {"annealing", "budget", "training"},
     {"clinic", "commands", "diagrams", "explorer"},
     {"__main__"},
 ]

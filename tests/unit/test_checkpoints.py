@@ -1,17 +1,23 @@
 """Checkpoints: whole or not at all, numbers and never code."""
 
+import errno
+import math
 import os
 import pickle
+import random
 
 import numpy as np
 import pytest
 import torch
 
-from vae_book.checkpoints import read_checkpoint, write_checkpoint
+from vae_book.checkpoints import read_checkpoint, rehearse_checkpoint, write_checkpoint
+from vae_book.files import WriteError
 from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
 from vae_book.models import CVAE, VAE, CompletionVAE, ConvVAE
 
 HISTORY = {"kl": [1.5], "reconstruction": [2.5], "loss": [4.0], "held_out": [], "seconds": [0.1]}
+COLUMNS = ("kl", "reconstruction", "loss", "held_out", "seconds")
+PARTS = ("architecture", "weights", "optimizer", "history", "settings")
 SETTINGS = {"batch_size": 4, "lr": 1e-3, "seed": 0}
 
 
@@ -195,34 +201,33 @@ def test_the_file_holds_numbers_and_no_code(written):
     assert content["weights"].keys() == model.state_dict().keys()
 
 
-@pytest.mark.parametrize("failing", ["save", "replace"])
-def test_a_write_that_fails_leaves_the_old_file_and_no_litter(written, monkeypatch, failing):
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_file_and_no_litter(written, monkeypatch, step):
     path, _, optimizer = written
     before = path.read_bytes()
 
-    def full_disk(content, part):
-        part.write_bytes(b"the beginning of a checkpoint")
-        raise OSError("no space left on device")
+    def full_disk(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def refused(source, target):
-        raise OSError("no space left on device")
-
-    if failing == "save":
-        monkeypatch.setattr(torch, "save", full_disk)
-    else:
-        monkeypatch.setattr(os, "replace", refused)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(os, step, full_disk)
+    with pytest.raises(WriteError, match=r"checkpoint\.pt could not be written: No space left .*"):
         write_checkpoint(path, small(seed=1), optimizer, HISTORY, SETTINGS)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_what_a_killed_process_left_is_cleared_by_the_next_write(written):
-    path, model, optimizer = written
-    path.with_name("checkpoint.pt.part").write_bytes(b"the beginning of a checkpoint")
-    write_checkpoint(path, model, optimizer, {**HISTORY, "kl": [7.0]}, SETTINGS)
-    assert read_checkpoint(path).history["kl"] == [7.0]
+def test_a_rehearsal_changes_nothing_and_needs_the_room_of_a_checkpoint(written, monkeypatch):
+    path, model, _ = written
+    before, rehearsed = path.read_bytes(), []
+    monkeypatch.setattr(os, "fsync", lambda number: rehearsed.append(os.fstat(number).st_size))
+    rehearse_checkpoint(path, model)
+    assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
+    assert len(rehearsed) == 1
+    assert len(before) <= rehearsed[0]
+    model.to_mu.bias.data[0] = math.nan
+    with pytest.raises(ValueError, match=r"^weights: to_mu.bias: expected finite"):
+        rehearse_checkpoint(path, model)
 
 
 def test_a_checkpoint_has_the_permissions_of_other_files(written):
@@ -255,6 +260,149 @@ def test_a_damaged_file_is_named_and_runs_nothing(written, monkeypatch, damage):
     with pytest.raises(ValueError, match=r"^path: .*checkpoint\.pt is damaged or not a checkpoint"):
         read_checkpoint(path)
     assert os.listdir() == [path.name]
+
+
+def same(a, b):
+    """Whether two contents agree to the last bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return a == b
+
+
+def test_a_single_flipped_bit_is_refused_unless_nothing_reads_it(written):
+    path, *_ = written
+    content, whole = path.read_bytes(), vars(read_checkpoint(path))
+    draw, refused = random.Random(0), []
+    for place in (draw.randrange(8 * len(content)) for _ in range(200)):
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            assert same(vars(read_checkpoint(path)), whole), place
+        except ValueError as error:
+            refused.append(str(error))
+    assert all(each.startswith(f"path: {path} is damaged") for each in refused)
+    assert len(refused) > 50  # the rest is padding
+
+
+def test_a_single_flipped_bit_of_a_number_is_always_refused(written):
+    path, model, _ = written
+    content = path.read_bytes()
+    for weight in model.state_dict().values():
+        number = weight.numpy().tobytes()[:4]
+        assert number in content
+        for bit in range(32):
+            flipped = bytes(x ^ y for x, y in zip(number, (1 << bit).to_bytes(4), strict=True))
+            path.write_bytes(content.replace(number, flipped))
+            with pytest.raises(ValueError, match=r"^path: .*checkpoint\.pt is damaged"):
+                read_checkpoint(path)
+
+
+def put(content, value, *keys):
+    """The content with another value in one place; without it if the value is `GONE`."""
+    *outer, last = keys
+    for key in outer:
+        content = content[key]
+    if value is GONE:
+        del content[last]
+    else:
+        content[last] = value
+
+
+GONE, WEIGHT, BIAS = object(), ("weights", "to_mu.weight"), ("weights", "to_mu.bias")
+STATE = ("optimizer", "state")
+WRONG = [  # value, where it is put, what the message names
+    *((value, (part,), part) for value in (None, 3, [1, 2], torch.ones(2)) for part in PARTS),
+    *((GONE, (part,), "TypeError") for part in PARTS),
+    *(({}, (part,), "") for part in PARTS if part != "settings"),
+    (1, ("more",), "TypeError"),
+    (None, ("architecture", "likelihood"), "TypeError"),
+    (GONE, ("architecture", "hidden"), "weights: .*400"),
+    (1, ("architecture", "depth"), "TypeError"),
+    (0, ("architecture", "hidden"), ""),
+    (4, ("architecture", "hidden"), "weights: .*3"),
+    (10**12, ("architecture", "hidden"), "weights"),  # for which no machine has the memory
+    ("3", ("architecture", "hidden"), ""),
+    ({"kind": "VAE"}, ("architecture", "likelihood"), "likelihood: .*got VAE"),
+    (["kind"], ("architecture", "kind"), "TypeError"),
+    (GONE, WEIGHT, "weights"),
+    (torch.zeros(2), ("weights", "more"), "weights: .*'more'"),
+    (None, WEIGHT, "weights: to_mu.weight: .*NoneType"),
+    (torch.zeros(3, 2), WEIGHT, r"weights: to_mu.weight: .*\(2, 3\), got .*\(3, 2\)"),
+    (torch.zeros(2, 3).int(), WEIGHT, "weights: to_mu.weight: .*int32"),
+    (torch.tensor([0, math.nan]), BIAS, "weights: to_mu.bias: .*finite"),
+    (torch.tensor([math.inf, 0]), BIAS, "weights: to_mu.bias: .*finite"),
+    (GONE, STATE, "KeyError"),
+    (None, STATE, "AttributeError"),
+    ({}, STATE, "optimizer: expected 0, 1, .*, got nothing"),
+    (GONE, (*STATE, 0), "optimizer"),
+    (None, (*STATE, 0), "optimizer: 0"),
+    (GONE, (*STATE, 0, "exp_avg"), "optimizer: 0: .*'exp_avg', .*got 'exp_avg_sq', 'step'"),
+    (torch.zeros(4), (*STATE, 0, "exp_avg"), "optimizer: 0: exp_avg"),
+    (torch.full((3,), math.nan), (*STATE, 1, "exp_avg_sq"), "optimizer: 1: exp_avg_sq: .*finite"),
+    (torch.tensor(math.inf), (*STATE, 1, "step"), "optimizer: 1: step: .*finite"),
+    (1.0, (*STATE, 1, "step"), "optimizer: 1: step"),
+    *((GONE, ("history", name), f"history: {name} missing") for name in COLUMNS),
+    *((None, ("history", name), "") for name in COLUMNS),
+    *(([1.0, 2.0], ("history", name), "history: expected") for name in COLUMNS),
+    *(([math.nan], ("history", name), "history: expected finite") for name in COLUMNS),
+    *((["1"], ("history", name), "") for name in COLUMNS),
+    ([], ("history", "loss"), "history: expected 1 numbers as loss"),
+    ([1.0], ("history", "more"), "TypeError"),
+]
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize(("value", "keys", "message"), WRONG)
+def test_a_file_of_the_right_form_with_a_wrong_part_is_refused(written, value, keys, message):
+    path, *_ = written
+    content = torch.load(path, weights_only=True)
+    put(content, value, *keys)
+    torch.save(content, path)
+    named = rf"(?s)^path: .*checkpoint\.pt is damaged .*{message}.*; train again"
+    with pytest.raises(ValueError, match=named):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("part", ["weights", "optimizer", "history"])
+def test_what_could_not_be_read_back_is_not_written(written, part):
+    path, model, optimizer = written
+    before, history = path.read_bytes(), HISTORY
+    if part == "weights":
+        model.to_mu.bias.data[0] = math.nan
+    elif part == "optimizer":
+        optimizer.state[model.to_mu.bias]["exp_avg"][0] = math.inf
+    else:
+        history = {**HISTORY, "kl": [math.nan]}
+    with pytest.raises(ValueError, match=f"^{part}: .*finite"):
+        write_checkpoint(path, model, optimizer, history, SETTINGS)
+    assert path.read_bytes() == before
+
+
+def test_a_parameter_without_a_gradient_so_far_is_no_damage(tmp_path):
+    model = small()
+    model.to_log_var.requires_grad_(False)
+    optimizer, path = stepped(model), tmp_path / "a.pt"
+    write_checkpoint(path, model, optimizer, HISTORY, SETTINGS)
+    other = small(seed=1)
+    its_optimizer = torch.optim.Adam(other.parameters(), lr=1e-3)
+    read_checkpoint(path).restore(other, its_optimizer, SETTINGS)
+    moved = [any(its_optimizer.state[each]) for each in other.parameters()]
+    assert moved == [each.requires_grad for each in model.parameters()]
+    sum(p.square().sum() for p in other.parameters()).backward()
+    its_optimizer.step()
+
+
+def test_a_model_without_a_run_is_read_to_be_used_and_not_to_be_gone_on_with(tmp_path):
+    model, path = small(), tmp_path / "a.pt"
+    unused = torch.optim.Adam(model.parameters(), lr=1e-3)
+    write_checkpoint(path, model, unused, {}, {})
+    found = read_checkpoint(path)
+    assert same(dict(found.model("cpu").state_dict()), dict(model.state_dict()))
+    with pytest.raises(ValueError, match=r"^resume: the checkpoint comes from another run"):
+        found.restore(model, unused, SETTINGS)
 
 
 @pytest.mark.parametrize("content", [{"state_dict": {}}, [1, 2], torch.zeros(2), Harmful()])
@@ -340,17 +488,11 @@ def test_a_checkpoint_of_another_version_is_refused_with_what_to_do(written, par
     if kind:
         described["kind"] = kind
     torch.save(content, path)
-    checkpoint = read_checkpoint(path)
-    with pytest.raises(
-        ValueError, match=f"^checkpoint: .*VAE, ConvVAE.* got {kind}; .* train"
-    ) as got:
-        checkpoint.model("cpu")
+    message = f"^path: .*checkpoint.pt .*VAE, ConvVAE.* got {kind}; import .* train"
+    message = message if part == "model" else message.replace("VAE, ConvVAE", "Bernoulli, ")
+    with pytest.raises(ValueError, match=message) as got:
+        read_checkpoint(path)
     assert "another version" in str(got.value)
-    model = small(seed=1)
-    optimizer, before = torch.optim.Adam(model.parameters()), model.to_mu.weight.clone()
-    with pytest.raises(ValueError, match=r"^resume: the checkpoint comes from another run"):
-        checkpoint.restore(model, optimizer, SETTINGS)
-    assert torch.equal(model.to_mu.weight, before)
 
 
 def test_a_run_of_one_model_is_not_gone_on_with_by_another(written):

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def trained():
     data = binarize(load_images("train", "bundled", "cpu").images, seeded(0))
     model = VAE(latent=8, hidden=64, likelihood=Bernoulli())
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for step in range(300):
+    for step in range(200):
         x = data[torch.randint(len(data), (128,), generator=seeded(2, step))]
         loss = -elbo(model, x, generator=seeded(3, step)).value.mean()
         optimizer.zero_grad()
@@ -167,25 +168,58 @@ def test_the_bins_of_a_gaussian_have_its_probabilities():
 # One image
 
 
+def random_stack(seed, size=50):
+    state, *words = np.random.default_rng(seed).integers(LOWEST, size=size).tolist()
+    return Stack(LOWEST + state, words)
+
+
+def bits_of_the_bound(coder, stack, symbols, y=None):
+    """-log2 p(x | z) - log2 p(z) + log2 q(z | x) of the bins that the stack is about to draw."""
+    x = (torch.tensor(symbols) / 1.0).reshape(1, *coder.model.image_shape)
+    drawn = np.array(Stack(stack.state, stack.words).pop(coder.posterior(symbols, y)))
+    p_z, q_z = (
+        scipy.stats.norm(each.mu.flatten().numpy(), each.sigma.flatten().numpy())
+        for each in (coder.model.prior(y), coder.model.encode(x, y))
+    )
+    left, middle, right = (p_z.ppf((drawn + at) / 2**12) for at in (0, 0.5, 1))
+    log_likelihood = coder.model.decode(torch.tensor(middle)[None], y).log_prob(x).item()
+    of_z = np.log2(q_z.cdf(right) - q_z.cdf(left)).sum() + 12 * len(drawn)
+    return of_z - log_likelihood / math.log(2)
+
+
 @torch.no_grad()
 def test_an_image_adds_its_own_term_of_the_bound(trained, digits):
-    coder, rng = BitsBack(trained, levels=2, latent_bits=12), np.random.default_rng(0)
-    for x in digits[:20].double():
-        state, *words = rng.integers(LOWEST, size=50).tolist()
-        stack = Stack(LOWEST + state, words)
-        symbols = x.long().flatten().tolist()
-        mu, log_var = (each.numpy() for each in coder.model.encode(x))
-        q_z = scipy.stats.norm(mu, np.exp(log_var / 2))
-        drawn = np.array(Stack(stack.state, stack.words).pop(coder.posterior(symbols, None)))
-        left, middle, right = (scipy.stats.norm.ppf((drawn + at) / 2**12) for at in (0, 0.5, 1))
-        log_likelihood = coder.model.decode(torch.tensor(middle)).log_prob(x).item()
-        needed = np.log2(q_z.cdf(right) - q_z.cdf(left)).sum() + 8 * 12
-        needed -= log_likelihood / math.log(2)
-        before = stack.bits
-        coder.push(stack, 0, symbols, None)
+    coder = BitsBack(trained, levels=2, latent_bits=12)
+    for i, x in enumerate(digits[:20]):
+        symbols, stack = x.long().flatten().tolist(), random_stack(i)
+        needed, before = bits_of_the_bound(coder, stack, symbols), stack.bits
+        coder.push(stack, i, symbols, None)
         assert stack.bits - before == pytest.approx(needed, abs=0.05)
-        assert coder.pop(stack, 0, None) == symbols
+        assert coder.pop(stack, i, None) == symbols
         assert stack.bits == before
+
+
+@torch.no_grad()
+def test_an_image_with_a_label_adds_its_term_of_the_bound_given_the_label():
+    model = small(CVAE, classes=6, learned_prior=True)
+    nn.init.normal_(model.prior_network.weight, generator=seeded(0))
+    coder = BitsBack(model, levels=2, latent_bits=12)
+    for i, x in enumerate(images()):
+        symbols, stack, y = x.long().flatten().tolist(), random_stack(i), torch.tensor([i])
+        needed, before = bits_of_the_bound(coder, stack, symbols, y), stack.bits
+        coder.push(stack, i, symbols, y)
+        assert stack.bits - before == pytest.approx(needed, abs=0.05)
+
+
+def test_the_bins_are_permuted_anew_for_each_image_unit_and_seed():
+    coder = BitsBack(small(), levels=2, latent_bits=12)
+    pads = {tuple(coder.pad(i, [0, 0, 0])) for i in range(100)}
+    other = BitsBack(small(), levels=2, latent_bits=12, seed=1)
+    pads |= {tuple(other.pad(i, [0, 0, 0])) for i in range(100)}
+    assert len(pads) == 200
+    assert len({k for pad in pads for k in pad}) > 540  # of 600 draws of 4096, 43 repeat on average
+    assert sorted(coder.pad(3, [k, 0, 0])[0] for k in range(4096)) == list(range(4096))
+    assert coder.pad(5, coder.pad(5, [1, 20, 4095])) == [1, 20, 4095]
 
 
 # Files
@@ -242,8 +276,9 @@ def test_every_image_comes_back(name):
 
 def test_the_model_is_left_as_it_was():
     model = small().train()
+    model.encoder.append(nn.Dropout())  # which is at rest in the copy
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    decompress(model, compress(model, images()))
+    assert torch.equal(decompress(model, compress(model, images())), images())
     assert model.training
     for name, value in model.state_dict().items():
         assert value.dtype == torch.float32
@@ -304,7 +339,8 @@ def test_a_damaged_file_is_refused():
     for length in range(len(data)):
         with pytest.raises(ValueError, match="data: expected"):
             decompress(model, data[:length])
-    for other in (data + data, b"\x89PNG" + data):
+    short = b"VAE1" + zlib.crc32(b"VAE1").to_bytes(4, "little")  # its checksum is right
+    for other in (data + data, b"\x89PNG" + data, short):
         with pytest.raises(ValueError, match="data: expected"):
             file_facts(other)
 

@@ -16,10 +16,10 @@ from vae_book.checkpoints import read_checkpoint
 from vae_book.data import load_images
 from vae_book.device import seeded
 from vae_book.evaluation import average_elbo
+from vae_book.history import History
 from vae_book.images import DataError, binarize
 from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
-from vae_book.training import History
 
 SMALL = ["--hidden", "8", "--latent", "2", "--batch-size", "16"]  # steps of 16, 16, 16, 16 and 8
 
@@ -182,8 +182,9 @@ def test_the_seed_governs_the_whole_run(train):
 def test_options_reach_the_run(train):
     run = read_checkpoint(train("--lr", "0.01", "--seed", "4") / "checkpoint.pt")
     assert (run.settings["lr"], run.settings["seed"]) == (0.01, 4)
-    assert (run.settings["batch_size"], run.settings["images"]) == (16, 72)
-    assert (run.settings["held_out"], run.settings["resample"]) == (8, False)
+    assert (run.settings["batch_size"], run.settings["resample"]) == (16, False)
+    assert run.settings["images"].startswith("72 images")
+    assert run.settings["held_out"].startswith("8 images")
     assert (run.architecture["latent"], run.architecture["hidden"]) == (2, 8)
     assert run.model("cpu").likelihood == Bernoulli(relaxed=True)
 
@@ -246,7 +247,7 @@ def test_resume_rewrites_what_an_interruption_cost_an_epoch(train, tmp_path, mon
     save = commands.save_image
 
     def stops(images, path, **options):
-        if path.name == "sample_0002.png":
+        if path.name.endswith("sample_0002.png"):
             raise MemoryError
         save(images, path, **options)
 
@@ -370,6 +371,33 @@ def test_the_noise_of_binary_pixels_is_not_that_of_z(train, capsys, monkeypatch)
     assert streams[0] != seeded(5).initial_seed()
 
 
+def changed(trained, path, **parts):
+    """A copy of a checkpoint with other parts."""
+    torch.save({**torch.load(trained, weights_only=True), **parts}, path)
+    return path
+
+
+@pytest.mark.parametrize("options", [["evaluate"], ["evaluate", "--json"], ["sample"]])
+def test_results_that_are_not_finite_are_an_error(trained, tmp_path, capsys, options):
+    """Weights so large that numbers overflow, as after steps that were too large."""
+    weights = {name: 1e38 * w for name, w in read_checkpoint(trained).weights.items()}
+    checkpoint, out = changed(trained, tmp_path / "run.pt", weights=weights), tmp_path / "a.png"
+    more = ["--out", out] if options == ["sample"] else []
+    line = refused(capsys, [*options, "--checkpoint", checkpoint, *more])
+    assert re.search(r"error: checkpoint: .*run\.pt gives .* not numbers.*smaller --lr", line), line
+    assert not out.exists()
+
+
+def test_a_model_that_does_not_say_what_it_was_trained_on_asks_for_a_source(
+    trained, folder, tmp_path, capsys
+):
+    checkpoint = changed(trained, tmp_path / "run.pt", settings={})
+    line = refused(capsys, ["evaluate", "--checkpoint", checkpoint])
+    assert re.search(r"error: source: .*run\.pt does not say .*add --source", line), line
+    with_source = evaluated(capsys, checkpoint, "--source", str(folder))
+    assert with_source == evaluated(capsys, trained)
+
+
 # Errors -------------------------------------------------------------------------------------------
 
 
@@ -395,6 +423,28 @@ def test_an_error_of_use_is_one_line(
     known = {"FOLDER": folder, "TRAINED": trained, "FILE": "file", "FILE/run": "file/run"}
     line = refused(capsys, [known.get(argument, argument) for argument in arguments])
     assert re.search(message, line), line
+
+
+def test_a_full_disk_is_one_line_that_names_file_and_disk_and_how_to_go_on(train, folder, tmp_path):
+    out = train(epochs=1)
+    before = everything(out)
+    program = (
+        "import resource, runpy, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))\n"
+        "runpy.run_module('vae_book', run_name='__main__', alter_sys=True)\n"
+    )
+    options = ["train", "--source", folder, *SMALL, "--out", out, "--epochs", "3", "--resume"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, options)], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    line = done.stderr.splitlines()[-1]
+    assert f"{out / 'checkpoint.pt'} could not be written: File too large" in line
+    assert "the disk at /" in line
+    assert "--resume" in line
+    assert "Traceback" not in done.stderr
+    assert everything(out) == before
+    assert_same_run(train(epochs=2, out="whole"), train("--resume", epochs=2))
 
 
 def test_missing_data_are_an_error_of_use(monkeypatch, capsys, tmp_path):
@@ -439,6 +489,79 @@ def test_bad_arguments_are_explained(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+# doctor -------------------------------------------------------------------------------------------
+
+MODULE = """
+import torch
+from torch import nn
+
+encoder, decoder = nn.Linear(784, 4), nn.Linear(2, 784)
+
+class Model:
+    def encode(self, x):
+        return encoder(x.flatten(1)).chunk(2, 1)
+
+    def decode(self, z):
+        return decoder(z)
+
+    def loss(self, x):
+        mu, log_var = self.encode(x)
+        logits = self.decode(mu + (0.5 * log_var).exp() * torch.randn_like(mu))
+        cross_entropy = nn.functional.binary_cross_entropy_with_logits(
+            logits, x.flatten(1), reduction="sum")
+        return cross_entropy + SIGN * 0.5 * (mu**2 + log_var.exp() - 1 - log_var).sum()
+
+def make_vae():
+    model = Model()
+    return {"encode": model.encode, "decode": model.decode, "loss": model.loss}
+
+def makes_nothing():
+    return None
+
+def makes_something_else():
+    return {"encode": Model().encode, "model": Model()}
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """A module of the reader's in the folder where the command runs."""
+    monkeypatch.syspath_prepend(tmp_path)
+    yield lambda sign: (tmp_path / "my_own.py").write_text(MODULE.replace("SIGN", sign))
+    sys.modules.pop("my_own", None)
+
+
+def test_doctor_prints_the_report_of_a_healthy_model(own_module, capsys):
+    own_module("1")
+    main(["doctor", "my_own:make_vae"])
+    printed = capsys.readouterr().out
+    assert "ok           scale and sign of both terms: log-likelihood summed, KL summed" in printed
+    assert printed.endswith("found: no fault\n")
+
+
+def test_doctor_ends_with_code_1_where_it_finds_a_fault(own_module, capsys):
+    own_module("-1")
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor", "my_own:make_vae"])
+    assert stop.value.code == 1
+    assert capsys.readouterr().out.endswith("found: kl-sign\n")
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("my_own", "make_vae: expected my_module:make_vae, got 'my_own'"),
+        ("no_such:make_vae", "no_such:make_vae: No module named 'no_such'; is it in this folder"),
+        ("my_own:make", "my_own:make: module 'my_own' has no attribute 'make'"),
+        ("my_own:makes_nothing", "my_own:makes_nothing: expected a function that returns a dict"),
+        ("my_own:makes_something_else", "my_own:makes_something_else: expected the arguments of"),
+    ],
+)
+def test_doctor_says_what_it_wanted(own_module, capsys, where, message):
+    own_module("1")
+    assert refused(capsys, ["doctor", where]).startswith(f"vae_book: error: {message}")
+
+
 # --help -------------------------------------------------------------------------------------------
 
 
@@ -446,7 +569,7 @@ def test_help_runs_as_a_module_and_does_not_wait_for_torch():
     program = [sys.executable, "-X", "importtime", "-m", "vae_book", "--help"]
     done = subprocess.run(program, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: python -m vae_book [-h] COMMAND")
-    for word in ("train", "sample", "evaluate", "VAE_BOOK_DEVICE"):
+    for word in ("train", "sample", "evaluate", "doctor", "VAE_BOOK_DEVICE"):
         assert word in done.stdout
     assert "argparse" in done.stderr
     assert "torch" not in done.stderr

@@ -7,7 +7,7 @@ import torch
 
 from vae_book import diagrams
 from vae_book.device import seeded
-from vae_book.training import History
+from vae_book.history import History
 
 
 @pytest.fixture

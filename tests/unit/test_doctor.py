@@ -595,6 +595,19 @@ def test_the_same_seed_gives_the_same_report(script, x):
     assert first != other
 
 
+@pytest.mark.parametrize("watchable", [True, False])
+def test_the_loss_is_called_once(script, x, watchable):
+    calls = []
+
+    def loss(images):
+        calls.append(len(images))
+        return script.loss(images)
+
+    encode = script.encode if watchable else lambda images: script.encode(images)
+    diagnose(encode, script.decode, x, loss=loss)
+    assert calls == [64]
+
+
 def test_functions_that_cannot_be_watched_are_said_to_be_so(script, x):
     report = diagnose(lambda x: script.encode(x), script.decode, x, loss=script.loss)
     assert report.healthy
@@ -679,6 +692,35 @@ def test_codes_may_have_any_shape(x):
     report = diagnose(model.encode, model.up, x.view(-1, 1, 28, 28), loss=model.loss)
     assert report.healthy, str(report)
     assert report["scale and sign of both terms"].verdict == "ok"
+
+
+def test_batch_norm_in_both_networks_is_no_fault_and_keeps_its_statistics(x):
+    torch.manual_seed(0)
+    model = Script()
+    model.fc3 = nn.Sequential(nn.Linear(UNITS, 64), nn.BatchNorm1d(64))
+    statistics = model.fc3[1].running_mean
+    report = diagnose(model.encode, model.decode, x, loss=model.loss)
+    assert report.healthy, str(report)
+    assert report["scale and sign of both terms"].verdict == "ok"
+    assert model.fc3[1].running_mean is statistics
+    assert not statistics.any()
+
+
+def nearly_continuous(self, made, x):
+    """The continuous Bernoulli with the first terms of a series for probabilities near 0.5."""
+    near = made.clamp(0.45, 0.55)
+    series = math.log(2) + 4 / 3 * (near - 0.5) ** 2
+    far = torch.where(near == made, 0.4, made)
+    exact = (2 * torch.atanh(1 - 2 * far) / (1 - 2 * far)).log()
+    constant = torch.where(near == made, series, exact)
+    return F.binary_cross_entropy(made, x, reduction="sum") - constant.sum()
+
+
+def test_a_formula_that_is_exact_to_a_thousandth_is_no_fault(script, x):
+    for model in (Script(), broken(script)):
+        model.bce = nearly_continuous.__get__(model)
+        report = diagnose(model.encode, model.decode, x, loss=model.loss)
+        assert report.healthy, str(report)
 
 
 # Bad input ----------------------------------------------------------------------------------------

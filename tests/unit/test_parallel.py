@@ -4,8 +4,11 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,6 +107,72 @@ def test_when_one_process_fails_the_other_does_not_wait_for_it(folder, tmp_path)
     assert "sample_0002.png" in failed.stderr
     assert "gloo" not in failed.stderr  # nor does it bury the message
     assert len(read_checkpoint(tmp_path / "checkpoint.pt").history["kl"]) == 1
+
+
+def workers_of(process):
+    """The processes that torchrun has started, by rank."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process.pid:
+                variables = (path / "environ").read_text().split("\0")
+                set_so = dict(each.split("=", 1) for each in variables if "=" in each)
+                found[int(set_so["RANK"])] = int(path.name)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to find a rank")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_is_named_once_with_how_to_go_on(folder, tmp_path, rank):
+    out = tmp_path / "run"
+    options = ["-m", "vae_book", *TRAIN[:2], "100000", *TRAIN[3:], "--source", folder, "--out", out]
+    with (tmp_path / "said").open("w+") as said:
+        running = subprocess.Popen(
+            [sys.executable, "-m", *TORCHRUN, *map(str, options)],
+            env={**os.environ, "VAE_BOOK_DEVICE": "cpu", "OMP_NUM_THREADS": "1"},
+            stdout=said,
+            stderr=said,
+        )
+        for _ in range(1200):
+            if (out / "checkpoint.pt").exists() or running.poll() is not None:
+                break
+            time.sleep(0.05)
+        os.kill(workers_of(running)[rank], signal.SIGKILL)
+        assert running.wait(timeout=60) != 0
+        said.seek(0)
+        lines = said.read().splitlines()
+    assert [line for line in lines if line.startswith("vae_book: ")] == [
+        f"vae_book: error: the process of rank {rank} was killed or crashed; the same command with "
+        "--resume goes on after the last whole epoch"
+    ]
+    assert not [line for line in lines if "[rank" in line or "gloo" in line]
+    done = len(read_checkpoint(out / "checkpoint.pt").history["kl"])
+    assert done >= 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VAE_BOOK_DEVICE", "cpu")
+        more = ["--epochs", str(done + 1), *TRAIN[3:], "--source", str(folder), "--out", str(out)]
+        main(["train", *more, "--resume"])
+    assert len(read_checkpoint(out / "checkpoint.pt").history["kl"]) == done + 1
+
+
+def test_a_mistake_in_one_process_keeps_its_traceback(folder, tmp_path):
+    (tmp_path / "mistaken.py").write_text(
+        "from vae_book import commands, parallel\n"
+        "from vae_book.__main__ import main\n"
+        "def fit(*arguments, **options):\n"
+        "    assert parallel.rank() == 0, 'a bug in one'\n"
+        "    parallel._wait_for_all()\n"
+        "commands.fit = fit\n"
+        "main()\n"
+    )
+    path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    options = [*TRAIN, "--source", folder, "--out", tmp_path]
+    failed = launch(*TORCHRUN, tmp_path / "mistaken.py", *options, PYTHONPATH=path)
+    assert failed.returncode != 0
+    assert "[rank1]: AssertionError: a bug in one" in failed.stderr
+    assert "[rank0]" not in failed.stderr
+    assert "vae_book: " not in failed.stderr
 
 
 WORKER = """

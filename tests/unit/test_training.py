@@ -1,8 +1,10 @@
 """The training loop, checked against a loop that is written out with its formulas."""
 
 import itertools
+import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -15,11 +17,13 @@ from torch.distributions import Normal, kl_divergence
 from vae_book.checkpoints import read_checkpoint
 from vae_book.data import load_images
 from vae_book.evaluation import average_elbo
+from vae_book.files import WriteError
+from vae_book.history import History
 from vae_book.images import Images, quadrants
 from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, optimal_variance
 from vae_book.models import CVAE, VAE, CompletionVAE, ConvVAE
 from vae_book.objectives import Objective
-from vae_book.training import History, fit
+from vae_book.training import fit
 
 N = 10
 SETTINGS = {"batch_size": 4, "lr": 3e-3, "seed": 5}  # steps of 4, 4 and 2 images
@@ -762,6 +766,18 @@ def test_a_checkpoint_is_ignored_unless_resume_asks_for_it(tmp_path):
     assert_same_state(first, second)
 
 
+def flipped(data, part):
+    """The same data but for one bit."""
+    content = getattr(data, part).clone()
+    content.view(torch.uint8).view(-1)[0] ^= 1
+    return replace(data, **{part: content})
+
+
+def swapped(data):
+    """The same images in another order."""
+    return replace(data, images=data.images[[1, 0, *range(2, len(data))]])
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -779,8 +795,14 @@ def test_a_checkpoint_is_ignored_unless_resume_asks_for_it(tmp_path):
         ({"objective": Objective(warm_up=2)}, "'warm_up': 2"),
         ({"objective": Objective(free_nats=0.1)}, "'free_nats': 0.1"),
         ({"objective": Objective(penalty="naive")}, "'penalty': 'naive'"),
-        ({"held_out": gray(5)}, "held_out was None and is now 5"),
-        ({"data": gray(11)}, "images was 10 and is now 11"),
+        ({"held_out": gray(5)}, "held_out was None and is now '5 images of SHA-256 "),
+        ({"data": gray(11)}, " and is now '11 images of SHA-256 "),
+        ({"data": gray(seed=8)}, "images was '10 images of SHA-256 "),
+        ({"data": flipped(gray(), "images")}, "images was '10 images of SHA-256 "),
+        ({"data": flipped(gray(), "labels")}, "images was '10 images of SHA-256 "),
+        ({"data": swapped(gray())}, "images was '10 images of SHA-256 "),
+        ({"data": replace(gray(), images=gray().images.double())}, "images was '10 images of "),
+        ({"data": replace(gray(), told=torch.zeros(10, 1))}, "images was '10 images of SHA-256 "),
         ({"data": replace(gray(), source="other")}, "source was 'random' and is now 'other'"),
         ({"model": tiny(latent=2)}, "latent was 3 and is now 2"),
         ({"model": tiny(hidden=7)}, "hidden was 6 and is now 7"),
@@ -867,6 +889,72 @@ def test_a_run_that_diverges_stops_and_leaves_the_last_good_checkpoint(tmp_path)
     assert len(read_checkpoint(path).history["kl"]) == 2
 
 
+class Jump(torch.optim.Adam):
+    """Adam whose last step of an epoch is too large for some number."""
+
+    place = ""
+
+    def step(self, closure=None):
+        super().step(closure)
+        parameter = self.param_groups[0]["params"][0]
+        self.steps = getattr(self, "steps", 0) + 1
+        if self.steps == 6:  # the last of the second epoch
+            where = parameter.data if self.place == "weights" else self.state[parameter][self.place]
+            where.view(-1)[0] = math.inf if self.place == "exp_avg_sq" else math.nan
+
+
+@pytest.mark.parametrize("place", ["weights", "exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize("held_out", [None, gray(6, seed=1)])
+def test_a_last_step_that_is_too_large_is_not_kept(tmp_path, monkeypatch, place, held_out):
+    """The losses of the epoch were finite still."""
+    path, shown = tmp_path / "run.pt", []
+    monkeypatch.setattr(Jump, "place", place)
+    monkeypatch.setattr(torch.optim, "Adam", Jump)
+    with pytest.raises(ValueError, match=r"^lr: the loss of epoch 2 .* smaller steps than 0\.003"):
+        fit(
+            tiny(),
+            gray(),
+            epochs=3,
+            checkpoint=path,
+            held_out=held_out,
+            on_epoch=lambda history: shown.append(history.epochs),
+            **SETTINGS,
+        )
+    assert shown == [1]
+    assert len(read_checkpoint(path).history["kl"]) == 1
+
+
+class Strict(Bernoulli):
+    """A likelihood that itself refuses what is not a number, as torch.distributions does."""
+
+    def pixel_log_prob(self, x, params):
+        """That of Bernoulli."""
+        if not params.isfinite().all():
+            raise ValueError("logits: expected finite numbers")
+        return super().pixel_log_prob(x, params)
+
+
+@pytest.mark.parametrize("likelihood", [None, Strict(relaxed=True)])
+@pytest.mark.parametrize("lr", [10.0, 1e20])
+def test_steps_that_are_too_large_are_said_to_be_whatever_notices_it(likelihood, lr):
+    model = tiny(likelihood=likelihood)
+    said = rf"^lr: the loss of epoch \d+ .* smaller steps than {re.escape(f'{lr:g}')}"
+    with pytest.raises(ValueError, match=said):
+        fit(model, gray(), epochs=200, held_out=gray(6, seed=1), lr=lr, batch_size=4)
+
+
+@pytest.mark.parametrize("where", ["folder", "file/run.pt"])
+def test_a_checkpoint_that_cannot_be_written_is_found_before_the_first_epoch(tmp_path, where):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    model, shown = tiny(), []
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(WriteError, match=f"{where} could not be written"):
+        fit(model, gray(), epochs=1, checkpoint=tmp_path / where, on_epoch=shown.append)
+    assert not shown
+    assert all(map(torch.equal, before, model.parameters()))
+
+
 # History on disk ----------------------------------------------------------------------------------
 
 
@@ -876,12 +964,33 @@ def test_history_comes_back_from_json(tmp_path):
     assert History.load(tmp_path / "history.json") == history
 
 
-@pytest.mark.parametrize("content", ["", '{"kl": [1.0]}', "[1, 2]", "3", '{"kl": [1.', "\xff\xfe"])
-def test_a_damaged_history_is_named(tmp_path, content):
-    path = tmp_path / "history.json"
-    path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"^path: .*history\.json is not a history"):
-        History.load(path)
+def other(history, **changed):
+    return json.dumps({**asdict(history), **changed})
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_a_damaged_history_is_named_with_the_way_out(tmp_path):
+    history, path = fit(tiny(), gray(), epochs=2, **SETTINGS), tmp_path / "history.json"
+    contents = ["", '{"kl": [1.0]}', "[1, 2]", "3", "null", '{"kl": [1.', "\xff\xfe", "[" * 10**5]
+    columns = ("reconstruction", "kl", "loss", "seconds")
+    wrong = (None, [], [1.0], [1.0, None], [1.0, math.nan], [math.inf, 1.0], ["1", "2"], "12")
+    contents += [other(history, **{name: value}) for name in columns for value in wrong]
+    contents += [other(history, held_out=[1.0]), other(history, more=[1.0, 2.0])]
+    for content in contents:
+        path.write_bytes(content.encode("latin-1"))
+        with pytest.raises(ValueError, match=r"^path: .*history\.json is not a .*; delete it"):
+            History.load(path)
+    path.write_text(other(history))
+    assert History.load(path) == history
+
+
+def test_a_history_that_could_not_be_read_back_is_not_written(tmp_path):
+    history = fit(tiny(), gray(), epochs=1, **SETTINGS)
+    history.save(tmp_path / "history.json")
+    before = (tmp_path / "history.json").read_bytes()
+    with pytest.raises(ValueError, match=r"^history: expected finite numbers as kl"):
+        replace(history, kl=[math.nan]).save(tmp_path / "history.json")
+    assert (tmp_path / "history.json").read_bytes() == before
 
 
 # Speed --------------------------------------------------------------------------------------------

@@ -1,0 +1,147 @@
+"""Files are whole whatever happens while they are written."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from vae_book.files import PART, WriteError, check_writable, replacing
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A file that is there already."""
+    path = tmp_path / "run" / "result.txt"
+    with replacing(path) as part:  # in a folder that does not exist yet
+        part.write_text("old")
+    return path
+
+
+def fails(*arguments):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_the_new_content_takes_the_place_of_the_old(path):
+    assert path.read_text() == "old"
+    with replacing(str(path)) as part:
+        part.write_text("new")
+        assert path.read_text() == "old"
+        assert part.suffix == path.suffix  # by which picture formats are told apart
+    assert path.read_text() == "new"
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("step", ["write", "fsync", "replace"])
+def test_a_full_disk_is_named_with_the_file_and_spoils_nothing(path, monkeypatch, step):
+    if step != "write":
+        monkeypatch.setattr(os, step, fails)
+    said = rf"^{path} could not be written: No space left .*the disk at / has \d+\.\d MiB free\)"
+    monkeypatch.setattr(os.path, "ismount", lambda folder: str(folder) == "/")
+    write = fails if step == "write" else str
+    with pytest.raises(WriteError, match=said), replacing(path) as part:
+        write(part.write_text("the beginning of"))
+    assert path.read_text() == "old"
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_an_error_of_another_kind_passes_as_it_is(path):
+    with pytest.raises(ZeroDivisionError), replacing(path) as part:
+        part.write_text(f"{1 / 0}")
+    assert path.read_text() == "old"
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_all_is_on_the_disk_before_the_names_change_and_then_the_names(path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def synced(number):
+        done.append("folder" if os.path.sameopenfile(number, folder) else os.fstat(number).st_size)
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", lambda *names: done.append("names") or replace(*names))
+    folder = os.open(path.parent, os.O_RDONLY)
+    with replacing(path) as part:
+        part.write_text("12345")
+    os.close(folder)
+    assert done == [5, "names", "folder"]
+
+
+def test_several_writers_leave_the_content_of_one(path):
+    path.write_bytes(bytes(100_000))
+    seen, over = set(), threading.Event()
+
+    def write(number):
+        for _ in range(20):
+            with replacing(path) as part, part.open("wb") as file:
+                for _ in range(10):
+                    file.write(bytes([number]) * 10_000)
+                    file.flush()
+
+    def read():
+        while not over.is_set():
+            content = path.read_bytes()
+            seen.add((len(content), *set(content)))
+
+    reader = threading.Thread(target=read)
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(1, 5)]
+    for thread in (reader, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    over.set()
+    reader.join()
+    assert seen <= {(100_000, number) for number in range(5)}
+    assert len(seen) > 1
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_killed_writer_leaves_the_old_file_and_the_next_run_clears_up(path):
+    program = (
+        "import os, signal, sys\n"
+        "from vae_book.files import replacing\n"
+        "with replacing(sys.argv[1]) as part:\n"
+        "    part.write_text('the beginning of')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(path)])
+    assert killed.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    assert [name.startswith(PART) for name in sorted(os.listdir(path.parent))] == [True, False]
+    check_writable(path, 10)
+    assert os.listdir(path.parent) == [path.name]
+    assert path.read_text() == "old"
+
+
+def test_what_cannot_be_written_is_found_out_beforehand(tmp_path, path):
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    for place, reason in [
+        (taken, "it is a folder"),
+        (path / "run.pt", "Not a directory|File exists"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ]:
+        with pytest.raises(WriteError, match=f"{place.name} could not be written: ({reason})"):
+            check_writable(place, 1)
+    assert not list(taken.iterdir())
+
+
+def test_too_little_room_is_found_out_beforehand(path):
+    program = (
+        "import resource, sys\n"
+        "from vae_book.files import check_writable\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "check_writable(sys.argv[1], 1000)\n"
+        "print('fits', flush=True)\n"
+        "check_writable(sys.argv[1], 1001)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True
+    )
+    assert done.stdout == "fits\n"
+    assert f"WriteError: {path} could not be written: File too large" in done.stderr
+    assert os.listdir(path.parent) == [path.name]

@@ -1,0 +1,87 @@
+"""Files that are written whole or not at all."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+class WriteError(OSError):
+    """A file that could not be written; the message names it and its disk."""
+
+
+PART = ".part-"  # how the names of files begin that are not whole yet
+
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """A new file to write to in the block, which then takes the place of ``path``.
+
+    After a crash or a full disk the old file is still there, and of several writers one wins.
+    Whatever the block leaves is on the disk before the names change.
+
+    Raises:
+        WriteError: the disk is full, or the file cannot be written for another reason.
+    """
+    path = Path(path)
+    with _part(path) as part:
+        yield part
+        with part.open("rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(part, path)
+        with suppress(OSError):  # the new name; not every system can
+            _sync_folder(path.parent)
+
+
+def check_writable(path: Path | str, size: int) -> None:
+    """Raise WriteError unless ``size`` bytes can be written to ``path``, which stays as it is.
+
+    Clears away what writers in the same folder left when they were killed.
+    """
+    path = Path(path)
+    with _part(path) as part:
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        for left in path.parent.glob(f"{PART}*"):
+            left.unlink(missing_ok=True)
+        with part.open("wb") as rehearsal:
+            rehearsal.write(bytes(size))
+            rehearsal.flush()
+            os.fsync(rehearsal.fileno())
+
+
+@contextmanager
+def _part(path: Path) -> Iterator[Path]:
+    """A name for a file beside ``path`` that nobody else writes to; gone after the block."""
+    part = path.with_name(f"{PART}{secrets.token_hex(8)}-{path.name}")
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+        finally:
+            with suppress(OSError):
+                part.unlink()
+    except OSError as error:
+        raise WriteError(
+            f"{path} could not be written: {error.strerror or error}{_room(path.parent)}; make "
+            "room there or choose another place (what was there before is unharmed)"
+        ) from error
+
+
+def _room(folder: Path) -> str:
+    """Which disk a folder is on, and how much room it has."""
+    folder = folder.absolute()
+    with suppress(OSError):
+        disk = next(each for each in (folder, *folder.parents) if os.path.ismount(each))
+        return f" (the disk at {disk} has {shutil.disk_usage(disk).free / 2**20:.1f} MiB free)"
+    return ""
+
+
+def _sync_folder(folder: Path) -> None:
+    entry = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(entry)
+    finally:
+        os.close(entry)
