@@ -1,22 +1,26 @@
-"""Broken VAEs: mistakes from public issue trackers, each behind a switch (chapter 10).
+"""Broken VAEs: mistakes from public issue trackers, each behind a switch (chapter 12).
 
 ``with fault("kl-sign"):`` breaks the package, and mends it again at the end of the block;
-``pytest --fault kl-sign`` runs the tests on the broken package. Which test has to fail then is part
-of the fault.
+``pytest --fault kl-sign`` runs the tests on the broken package. Which test has to fail then is said
+in tests/unit/test_clinic.py.
 """
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from types import MappingProxyType, ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.functional import dropout
 
-from vae_book import bounds, device, divergences, reparameterization
+from vae_book import bounds, data, device, divergences, evaluation, reparameterization
+from vae_book.bounds import Elbo
 from vae_book.distributions import DiagonalGaussian
+from vae_book.images import Images
 from vae_book.likelihoods import Bernoulli, ImageDistribution, Likelihood
 from vae_book.models import VAE, ConditionalVAE
 
@@ -29,11 +33,10 @@ class Fault:
 
     Attributes:
         wrong: what is wrong, in one sentence.
-        met: where it was met, as repository and issue.
+        met: where it was met: repository, file, and a commit that has it.
         owner, attribute: the module or class, and its function, that the mistake replaces.
         broken: makes the broken function from the intact one.
         symptom: what one sees.
-        caught_by: the test of this repository that fails, as pytest names it.
     """
 
     wrong: str
@@ -42,7 +45,42 @@ class Fault:
     attribute: str
     broken: Callable[[Function], Function]
     symptom: str
-    caught_by: str
+
+
+def _half_missing(unit_kl: Function) -> Function:
+    def broken(
+        mu: Tensor, log_var: Tensor, prior_mu: Any = 0.0, prior_log_var: Any = 0.0
+    ) -> Tensor:
+        kl = unit_kl(mu, log_var, prior_mu, prior_log_var)
+        return kl - 0.5 * (log_var - prior_log_var)
+
+    return broken
+
+
+def _mean_if_measured(elbo: Function) -> Function:
+    """Without noise where no gradient is asked for, which is where a model is measured."""
+
+    def broken(model: VAE, x: Tensor, eps: Tensor | None = None, **options: Any) -> Elbo:
+        if not torch.is_grad_enabled():
+            eps = x.new_zeros(len(x), model.latent)
+        return elbo(model, x, eps, **options)
+
+    return broken
+
+
+def _with_test_images(load: Function) -> Function:
+    def broken(split: str = "train", *args: Any, **options: Any) -> Images:
+        data = load(split, *args, **options)
+        if split == "test":
+            return data
+        test = load("test", *args, **options)
+        images, labels = (
+            torch.cat([getattr(each, name) for each in (data, test)])
+            for name in ("images", "labels")
+        )
+        return replace(data, images=images, labels=labels)
+
+    return broken
 
 
 def _squashed(p_x: ImageDistribution) -> ImageDistribution:
@@ -53,117 +91,183 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
     {
         "mean-reduction": Fault(
             wrong="The log-likelihood is averaged over the pixels; the KL is summed.",
-            met="keras-team/keras pull request 3383, pytorch/examples issue 817",
+            met="keras-team/keras, examples/variational_autoencoder.py at f6bcaff",
             owner=Likelihood,
             attribute="log_prob",
             broken=lambda log_prob: (
                 lambda self, x, params: log_prob(self, x, params) / x.shape[-3:].numel()
             ),
             symptom="the KL is 0, all reconstructions are one blur",
-            caught_by="tests/unit/test_likelihoods.py::"
-            "test_log_prob_is_the_sum_over_pixels_of_torchs_own",
         ),
-        "kl-over-784": Fault(
-            wrong="The KL is divided by the number of pixels; the log-likelihood is summed.",
-            met="pytorch/examples issues 234, 290 and 294",
+        "kl-mean": Fault(
+            wrong="The KL is averaged over the units of z; the log-likelihood is summed.",
+            met="keras-team/keras, examples/variational_autoencoder_deconv.py at f78d417 (2.0.0); "
+            "NCAR/holodec-ml, holodecml/vae/losses.py at 36715eb, over the images as well",
             owner=divergences,
             attribute="gaussian_unit_kl",
-            broken=lambda unit_kl: lambda *args: unit_kl(*args) / 784,
-            symptom="sharp reconstructions, samples are rubble",
-            caught_by="tests/unit/test_divergences.py::"
-            "test_the_divergence_from_the_standard_prior_is_an_average_over_draws",
+            broken=lambda unit_kl: lambda mu, *args: unit_kl(mu, *args) / mu.shape[-1],
+            symptom="the loss is too good; the KL is large",
         ),
         "kl-sign": Fault(
             wrong="The KL enters with the wrong sign.",
-            met="dev4488/VAE_gumble_softmax issue 1, FluxML/model-zoo pull request 147",
+            met="dev4488/VAE_gumble_softmax, vae_gumbel_softmax.py at dd931d8",
             owner=divergences,
             attribute="gaussian_unit_kl",
             broken=lambda unit_kl: lambda *args: -unit_kl(*args),
             symptom="the loss falls below zero, and goes on falling",
-            caught_by="tests/unit/test_bounds.py::"
-            "test_the_bound_and_the_divergence_from_the_posterior_add_up_to_the_evidence",
+        ),
+        "half-missing": Fault(
+            wrong="In the KL of two Gaussians the log-ratio of the variances has no half.",
+            met="AntixK/PyTorch-VAE, models/lvae.py at a6896b9; from there in probml/pyprobml, "
+            "notebooks/book2/21/lvae.ipynb at 232b5e0",
+            owner=divergences,
+            attribute="gaussian_unit_kl",
+            broken=_half_missing,
+            symptom="variances about twice as large; a KL that can be negative",
+        ),
+        "constant-of-the-kl": Fault(
+            wrong="The 1/2 that the KL has for each unit of z is subtracted once in all.",
+            met="ericjang/draw, draw.py at 56bb940",
+            owner=divergences,
+            attribute="gaussian_unit_kl",
+            broken=lambda unit_kl: (
+                lambda mu, *args: unit_kl(mu, *args) + 0.5 * (1 - 1 / mu.shape[-1])
+            ),
+            symptom="none in training; the loss is too high by a constant",
         ),
         "log-var-as-std": Fault(
             wrong="exp(log_var), which is the variance, is used as the standard deviation.",
-            met="rishikksh20/vae_tacotron2 issue 3, rachtsingh/ibp_vae issue 3",
+            met="pyg-team/pytorch_geometric, nn/models/autoencoder.py at cc071b7 (1.5.0); "
+            "keras-team/keras, examples/variational_autoencoder_deconv.py at b09ec1c (2.1.6)",
             owner=reparameterization,
             attribute="reparameterize",
             broken=lambda _: lambda mu, log_var, eps: mu + log_var.exp() * eps,
             symptom="none to see; the loss is too good",
-            caught_by="tests/unit/test_reparameterization.py::"
-            "test_draws_have_the_mean_and_the_standard_deviation_asked_for",
+        ),
+        "variance-in-sample": Fault(
+            wrong="exp(log_var) is used as the deviation where the prior is sampled, only there.",
+            met="jmtomczak/intro_dgm, vaes/vae_priors_example.ipynb at 28bbc85",
+            owner=DiagonalGaussian,
+            attribute="sample",
+            broken=lambda sample: (
+                lambda self, *args, **options: (
+                    self.mu + self.sigma * (sample(self, *args, **options) - self.mu)
+                )
+            ),
+            symptom="none in any loss; with a learned prior, samples of another one",
         ),
         "uniform-noise": Fault(
             wrong="The noise comes from rand, uniform between 0 and 1, in place of randn.",
-            met="dferendo/RecommendationSystem issue 3",
+            met="Jackson-Kang/Pytorch-VAE-tutorial, 01_Variational_AutoEncoder.ipynb at 767cbf8; "
+            "toshikwa/slac.pytorch, slac/network/latent.py at 30926f1",
             owner=device,
             attribute="standard_normal",
             broken=lambda normal: lambda *args: torch.special.ndtr(normal(*args)),
             symptom="pale samples; the loss is too good",
-            caught_by="tests/unit/test_training.py::"
-            "test_noise_is_standard_normal_and_never_used_twice",
+        ),
+        "no-noise": Fault(
+            wrong="The decoder gets the mean in place of a draw, and the KL is charged.",
+            met="dmis-lab/VAECox, vae_models.py at b994677",
+            owner=reparameterization,
+            attribute="reparameterize",
+            broken=lambda draw: lambda mu, log_var, eps: draw(mu, log_var, 0 * eps),
+            symptom="all variances are 1; the loss is too good",
+        ),
+        "mean-at-test": Fault(
+            wrong="Held-out images are measured with the mean in place of a draw.",
+            met="pytorch/examples, vae/main.py at e128eda; mended by pull request 419",
+            owner=bounds,
+            attribute="elbo",
+            broken=_mean_if_measured,
+            symptom="held-out images have a lower loss than those of training",
         ),
         "no-reparameterization": Fault(
             wrong="z is drawn where gradients are cut, as by sample() in place of rsample().",
-            met="pytorch/pytorch issue 4620, about torch.normal",
+            met="NinelK/WavesProject, src/Models/vae_model.py at 28dab32",
             owner=reparameterization,
             attribute="reparameterize",
             broken=lambda draw: lambda mu, log_var, eps: draw(mu.detach(), log_var.detach(), eps),
             symptom="the KL falls to 0 and stays there",
-            caught_by="tests/unit/test_reparameterization.py::"
-            "test_gradients_are_one_and_half_the_deviation_times_the_noise",
         ),
         "one-head": Fault(
             wrong="The log-variance is read off the layer that gives the mean.",
-            met="OpenTalker/SadTalker issue 969",
+            met="OpenTalker/SadTalker, src/audio2pose_models/cvae.py at cd4c046",
             owner=VAE,
             attribute="encode",
             broken=lambda encode: (
                 lambda self, x, y=None: DiagonalGaussian(*[encode(self, x, y).mu] * 2)
             ),
             symptom="the loss stops higher up",
-            caught_by="tests/unit/test_models.py::"
-            "test_encoder_and_decoder_compute_two_layers_with_relu",
         ),
         "sigmoid-twice": Fault(
             wrong="The decoder ends in a sigmoid, and the loss applies another.",
-            met="itakurah/focal-loss-pytorch pull request 5, about another loss",
+            met="Ray-Luo/GANs, VAE1/train_ave.py at f47338f",
             owner=VAE,
             attribute="decode",
             broken=lambda decode: lambda self, z, y=None: _squashed(decode(self, z, y)),
             symptom="a gray veil; the loss stays near its start",
-            caught_by="tests/unit/test_models.py::"
-            "test_encoder_and_decoder_compute_two_layers_with_relu",
+        ),
+        "left-in-training-mode": Fault(
+            wrong="What is random in training, here dropout, stays so in measurements.",
+            met="sinhasam/vaal, sampler.py at 67263f3, with batch norm; ritheshkumar95/"
+            "pytorch-vqvae, vqvae.py at 8d123c0, with batch norm in a VQ-VAE",
+            owner=VAE,
+            attribute="encode",
+            broken=lambda encode: lambda self, x, y=None: encode(self, dropout(x, 0.2), y),
+            symptom="an image has another code each time it is encoded",
         ),
         "gray-as-binary": Fault(
             wrong="Gray levels are scored as if they were black or white, and nobody says so.",
-            met="pytorch/examples issue 460, pyro-ppl/pyro issues 529 and 1773",
+            met="pytorch/examples, vae/main.py at fcce71c",
             owner=Bernoulli,
             attribute="check_support",
             broken=lambda _: lambda self, x: None,
             symptom="none to see; the number is no log-likelihood",
-            caught_by="tests/unit/test_likelihoods.py::"
-            "test_pixels_outside_the_support_are_refused_with_advice",
         ),
         "softmax-over-losses": Fault(
-            wrong="Log weights are averaged by their softmax; the bound is the log of an average.",
-            met="AntixK/PyTorch-VAE issue 34 and pull request 53",
+            wrong="Losses of draws are weighted by their softmax, so that the worst count most.",
+            met="AntixK/PyTorch-VAE, models/iwae.py at a6896b9",
             owner=bounds,
             attribute="importance_weighted_bound",
-            broken=lambda _: lambda log_weights: (log_weights.softmax(0) * log_weights).sum(0),
-            symptom="a bound that is none, above log p(x)",
-            caught_by="tests/unit/test_bounds.py::test_the_weighted_bound_is_the_log_of_an_average",
+            broken=lambda _: lambda log_weights: ((-log_weights).softmax(0) * log_weights).sum(0),
+            symptom="more draws make the bound worse",
+        ),
+        "average-inside-the-logarithm": Fault(
+            wrong="One logarithm is taken of an average over draws and images.",
+            met="scverse/scvi-tools, src/scvi/module/_vae.py at 9137c05 (1.0.0 to 1.1.6)",
+            owner=bounds,
+            attribute="importance_weighted_bound",
+            broken=lambda bound: (
+                lambda log_weights: bound(log_weights.flatten()).expand(log_weights.shape[1:])
+            ),
+            symptom="the estimate is that of the likeliest image",
+        ),
+        "last-batch": Fault(
+            wrong="The result is overwritten batch by batch: it is that of the last one.",
+            met="scverse/scvi-tools, scvi/model/base/_vaemixin.py at 752b543",
+            owner=evaluation,
+            attribute="chunks",
+            broken=lambda chunks: lambda *args: iter(list(chunks(*args))[-1:]),
+            symptom="the number depends on the batch size",
+        ),
+        "train-on-test": Fault(
+            wrong="Training and test images are joined before training.",
+            met="keras-team/keras-io, examples/generative/vae.py at 09e02e1, where nothing is "
+            "measured",
+            owner=data,
+            attribute="load_images",
+            broken=_with_test_images,
+            symptom="held-out images score as well as those of training",
         ),
         "deaf-encoder": Fault(
             wrong="The condition reaches the decoder, and not the encoder.",
-            met="ceh-2000/fed_cvae issue 71, there on purpose",
+            met="YixinChen-AI/CVAE-GAN-zoos-PyTorch-Beginner, CVAE-GAN/CVAE-GAN.py at 4b63ed0",
             owner=ConditionalVAE,
             attribute="encode",
             broken=lambda encode: (
                 lambda self, x, y=None: encode(self, x, None if y is None else torch.zeros_like(y))
             ),
             symptom="hardly any; the bound is a little worse",
-            caught_by="tests/unit/test_models.py::test_an_image_is_encoded_by_its_own_label_alone",
         ),
     }
 )

@@ -258,20 +258,27 @@ def weights(exam: Exam) -> Finding:
             return _fault("image-weights", "images enter the loss with unequal weights",
                           "sum or average over images")  # fmt: skip
         return _ok("one draw of z for each image")
+    log_w = exam.seen_log_weights
+    soft, together = log_w.softmax(0), log_w.flatten().softmax(0).view_as(log_w)
+    if torch.allclose(term.weights / term.weights.sum(), together, atol=1e-3):
+        return _fault("average-inside-the-logarithm",
+                      "one logarithm is taken, of an average over draws and images",
+                      "take torch.logsumexp over the draws of each image",
+                      (_log_mean(log_w.flatten()) - _log_mean(log_w).mean()).item())  # fmt: skip
     if not _spread_out(share):
         return _ok(f"{len(share)} draws of z for each image, averaged")
-    soft, log_w = exam.seen_log_weights.softmax(0), exam.seen_log_weights
     if torch.allclose(share, soft, atol=1e-3):
         return _ok(f"{len(share)} draws of z for each image, by the log of their average")
-    slope = soft * (1 + log_w - (soft * log_w).sum(0))
-    if torch.allclose(share, slope, atol=1e-3):
-        off = (soft * log_w).sum(0) - log_w.logsumexp(0) + math.log(len(log_w))
-        return _fault(
-            "softmax-over-losses",
-            "log weights are averaged by their own softmax, which bounds nothing",
-            "take torch.logsumexp(log_w, 0) - log(K)",
-            off.mean().item(),
-        )
+    for sign, best in ((1, "best"), (-1, "worst")):
+        tilted = (sign * log_w).softmax(0)
+        mean = (tilted * log_w).sum(0)
+        if torch.allclose(share, tilted * (1 + sign * (log_w - mean)), atol=1e-3):
+            return _fault(
+                "softmax-over-losses",
+                f"log weights are averaged by a softmax in which the {best} draw counts most",
+                "take torch.logsumexp(log_w, 0) - log(K)",
+                (mean - _log_mean(log_w)).mean().item(),
+            )
     return _fault("draw-weights", "draws of z enter the loss with weights of no known bound",
                   "average the log-likelihoods, or take logsumexp(log_w, 0) - log(K)")  # fmt: skip
 
@@ -372,7 +379,7 @@ def below(exam: Exam) -> Finding:
     if exam.beta < 1:
         raise NotChecked("a KL of less than its weight bounds nothing")
     claimed = -exam.seen.loss.item() / exam.term.weights.sum().item()
-    tight = exam.log_weights.logsumexp(0) - math.log(DRAWS)
+    tight = _log_mean(exam.log_weights)
     simple = exam.log_weights.mean(0)
     error = 5 * (exam.log_weights.std(0) / math.sqrt(len(exam.seen.z))).mean() / math.sqrt(exam.n)
     off = claimed - tight.mean().item()
@@ -568,6 +575,10 @@ def _log_mass(p_x: Distribution, gray: bool) -> Tensor:
         for node, weight in zip(nodes.tolist(), node_weights.tolist(), strict=True)
     ]
     return torch.stack(logs).logsumexp(0)
+
+
+def _log_mean(log_weights: Tensor) -> Tensor:
+    return log_weights.logsumexp(0) - math.log(len(log_weights))
 
 
 def _spread_out(values: Tensor) -> bool:

@@ -74,7 +74,7 @@ def test_bundled_images_are_tensors_in_memory(split, a_class):
 def test_bundled_splits_share_no_image_and_make_up_the_package(csv):
     # Each row carries its label, so a label on the wrong image would show.
     together = rows(load("train")) + rows(load("test"))
-    assert len(set(together)) == 5000
+    assert len(together) == len(set(together)) == 5000
     assert set(together) == {row.tobytes() for row in csv}
 
 
