@@ -134,7 +134,8 @@ def test_unmarked(): ...
 @pytest.fixture
 def tree(tmp_path):
     files = {
-        "_toc.yml": "parts: [{chapters: [{file: book/z}, {file: book/a}, {file: book/notation}]}]",
+        "_toc.yml": "{root: book/intro, parts: [{chapters: "
+        "[{file: book/z}, {file: book/a}, {file: book/notation}]}]}",
         "vae_book/toys.py": PACKAGE,
         "tests/unit/test_toys.py": TESTS,
         "tests/unit/helper.py": TESTS,
