@@ -49,11 +49,14 @@ def numeric(function: Callable[P, Result]) -> Callable[P, Result]:
     hints = {name: each.annotation for name, each in signature.parameters.items()}
     optional = {name for name, each in signature.parameters.items() if each.default is None}
     floats = [name for name, hint in hints.items() if "Float[" in str(hint)]
+    names = [name for name in hints if name != "self"]
     pure = not any("Callable[" in str(hint) for hint in hints.values())
     reals = [name for name, hint in hints.items() if hint in (float, float | int)]
 
     @wraps(function)
     def gated(*args: P.args, **kwargs: P.kwargs) -> Result:
+        if is_trusted():  # distributions and data sets have passed where they were made
+            return function(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         given = bound.arguments
@@ -67,15 +70,10 @@ def numeric(function: Callable[P, Result]) -> Callable[P, Result]:
                 raise
             shapes = ", ".join(f"{name} of shape {tuple(given[name].shape)}" for name in found)
             raise ValueError(
-                f"{' and '.join(given)}: expected arguments that fit each other, got {shapes} "
+                f"{' and '.join(names)}: expected arguments that fit each other, got {shapes} "
                 f"({error})"
             ) from error
-        if (
-            pure
-            and not is_trusted()
-            and _has_nan(result)
-            and not any(map(_has_nan, given.values()))
-        ):
+        if pure and _has_nan(result) and not any(map(_has_nan, given.values())):
             raise ValueError(
                 f"{' and '.join(found)}: expected numbers for which {function.__qualname__} has a "
                 "value, got infinite ones, ones that overflow, or none"

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vae_book.checks import as_floats, is_trusted, numeric, whole_number
+from vae_book.checks import as_floats, is_trusted, numeric, real_number, whole_number
 
 PIXEL_AXES = (-3, -2, -1)
 LOG_2PI = math.log(2 * math.pi)
@@ -305,7 +305,6 @@ def optimal_variance(x: Pixels, mean: Float[Tensor, "..."]) -> Float[Tensor, ""]
     return (x - mean).square().mean()
 
 
-@numeric
 def bits_per_dimension(nats: float, dimensions: int, levels: int | None = None) -> float:
     """Nats for one image as bits for one of its numbers.
 
@@ -322,6 +321,8 @@ def bits_per_dimension(nats: float, dimensions: int, levels: int | None = None) 
     Raises:
         ValueError: dimensions is not positive, or levels is below 2.
     """
+    if not isinstance(nats, Tensor):  # those of many images at once
+        nats = real_number("nats", nats)
     whole_number("dimensions", dimensions)
     steps = 1 if levels is None else whole_number("levels", levels, least=2) - 1
     return nats / (dimensions * math.log(2)) + math.log2(steps)

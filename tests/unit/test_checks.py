@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from tests.numbers import refused
 from vae_book.checks import (
@@ -13,6 +15,8 @@ from vae_book.checks import (
     enough_draws,
     is_trusted,
     last_axis,
+    numeric,
+    real_number,
     same_shape,
     sums_to_one,
     trusted,
@@ -56,6 +60,62 @@ def test_without_any_floats_the_default_type_is_taken():
         assert as_floats(a=torch.tensor([1, 2]))[0].dtype == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("value", [None, "1", 1j, torch.tensor(1j), [[1.0], [1.0, 2.0]], {}])
+def test_what_is_no_number_is_refused_by_name(value):
+    with refused("z: expected real numbers, got "):
+        as_floats(x=torch.ones(2), z=value)
+
+
+def test_constants_keep_their_digits_beside_double_precision():
+    _, number, numbers = as_floats(x=torch.ones(2).double(), y=0.1, z=[0.1, 0.2])
+    assert number.item() == 0.1
+    assert numbers.tolist() == [0.1, 0.2]
+
+
+def test_arrays_may_be_flipped_or_closed_to_writing():
+    array = np.arange(3.0)
+    array.flags.writeable = False
+    assert as_floats(a=array[::-1])[0].tolist() == [2, 1, 0]
+
+
+def test_a_real_number_is_one_number():
+    values = [1, 0.5, -math.inf, np.float32(0.5), torch.tensor(2)]
+    assert [real_number("r", value) for value in values] == [1.0, 0.5, -math.inf, 0.5, 2.0]
+    for wrong in (None, "1", 1j, [], torch.ones(2), 10**400):
+        with refused("r: expected a number, got "):
+            real_number("r", wrong)
+
+
+@numeric
+def scaled(x: Float[Tensor, "..."], factor: float = 2.0, y: Float[Tensor, "..."] | None = None):
+    """The gate's own example: it makes floats, sums, and fails where shapes do not fit."""
+    assert isinstance(factor, float)
+    return x * factor if y is None else x * factor + y
+
+
+def test_the_gate_makes_floats_of_one_type_and_leaves_out_what_is_not_given():
+    assert scaled(torch.tensor([1, 2])).dtype == torch.float32
+    assert scaled(torch.tensor([1, 2]), 3, torch.ones(2).double()).tolist() == [4.0, 7.0]
+    assert scaled([1, 2], factor=np.float64(0.5)).tolist() == [0.5, 1.0]
+
+
+def test_the_gate_refuses_by_name_what_torch_cannot_fit_together():
+    with refused("x and factor and y: expected arguments that fit each other, got x of shape (2,)"):
+        scaled(torch.ones(2), 1.0, torch.ones(3))
+
+
+def test_a_nan_comes_out_only_where_one_went_in():
+    assert scaled(torch.tensor([math.nan, 1.0])).isnan().tolist() == [True, False]
+    assert scaled(torch.tensor([math.inf])).item() == math.inf
+    with refused("x and y: expected numbers for which scaled has a value"):
+        scaled(torch.tensor([math.inf]), 1.0, torch.tensor([-math.inf]))
+
+
+def test_the_gate_stands_open_for_numbers_that_were_checked_before():
+    with trusted():
+        assert scaled(torch.tensor([math.inf]), 1.0, torch.tensor([-math.inf])).isnan().all()
 
 
 def test_values_are_trusted_inside_the_block_alone():

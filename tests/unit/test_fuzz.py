@@ -38,6 +38,7 @@ from vae_book.images import Images
 from vae_book.linear_gaussian import LinearGaussian, linear_joint, ppca
 from vae_book.models import CVAE, VAE, ConvVAE
 from vae_book.objectives import Objective
+from vae_book.training import fit
 
 pytestmark = pytest.mark.usefixtures("shapes_unchecked")
 CALLS = 80  # of each entry point
@@ -396,3 +397,70 @@ def test_numbers_come_out_or_an_argument_is_refused_by_name(name):
         check(ENTRIES[name], given)
 
     call()
+
+
+# Where the answer is known ------------------------------------------------------------------------
+
+
+def test_whole_numbers_mean_what_they_say():
+    ones, zeros = torch.tensor([1, 2]), torch.tensor([0, 0])
+    for dtype in (torch.int64, torch.uint8, torch.float16, torch.float64):
+        kl = divergences.gaussian_kl(ones.to(dtype), zeros.to(dtype), prior_mu=0.5)
+        assert kl.item() == 1.25  # (0.5^2 + 1.5^2) / 2
+        z = reparameterization.reparameterize(ones.to(dtype), zeros.to(dtype), ones.to(dtype))
+        assert z.tolist() == [2.0, 4.0]
+        x, params = torch.ones(1, 1, 2).to(dtype), torch.zeros(1, 1, 2).to(dtype)
+        found = likelihoods.Gaussian(0.5).log_prob(x, params).item()
+        assert found == pytest.approx(-4 - math.log(2 * math.pi * 0.25))
+        assert likelihoods.ContinuousBernoulli().mean(params).tolist() == [[[0.5, 0.5]]]
+
+
+@pytest.mark.parametrize("name", ["log_var", "prior_log_var"])
+@pytest.mark.parametrize("limit", [math.inf, -math.inf])
+def test_the_divergence_from_or_to_a_variance_without_limit_is_infinite(name, limit):
+    at = {"mu": torch.zeros(1), "log_var": torch.zeros(1), name: torch.tensor([limit])}
+    assert divergences.gaussian_kl(**at).item() == math.inf
+
+
+def test_a_sure_pixel_that_is_right_costs_nothing():
+    sure = torch.full(IMAGE, math.inf)
+    assert likelihoods.Bernoulli().log_prob(torch.zeros(IMAGE), -sure).item() == 0
+    assert likelihoods.Bernoulli().log_prob(torch.ones(IMAGE), sure).item() == 0
+
+
+def test_an_average_over_no_noise_is_refused():
+    x = some(3).images
+    with pytest.raises(ValueError, match=r"^eps: .* not empty, got \(0, 3, 2\)$"):
+        bounds.elbo(MODELS[0], x, torch.empty(0, 3, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_models_of_each_precision_are_trained_under_no_grad_and_autocast_or_not(dtype):
+    data = Images(torch.rand(64, *IMAGE).to(dtype), torch.zeros(64).long(), "noise", "train")
+    for context in (torch.no_grad(), torch.autocast("cpu", torch.bfloat16)):
+        torch.manual_seed(0)
+        trained = VAE(2, 8, IMAGE).to(dtype)
+        with context:
+            history = fit(trained, data, epochs=5, batch_size=16, lr=0.05)
+        assert history.loss[-1] < history.loss[0] - 0.1
+        assert trained.weight.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("lr", "likelihood"),
+    [(1e4, None), (10.0, likelihoods.Gaussian(variance="pixel", min_sigma=0))],
+)
+def test_a_run_that_diverges_is_told_to_take_smaller_steps(lr, likelihood):
+    data = Images(torch.rand(64, *IMAGE), torch.zeros(64).long(), "noise", "train")
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=r"^lr: the loss of epoch \d+ is .* smaller steps"):
+        fit(VAE(2, 8, IMAGE, likelihood), data, epochs=20, batch_size=8, lr=lr)
+
+
+def test_the_default_type_may_be_double():
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert divergences.gaussian_kl(torch.tensor([1, 2]), [0, 0]).dtype == torch.float64
+        assert bounds.elbo(VAE(2, 3, IMAGE), some(3).images.double()).value.dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
