@@ -5,6 +5,7 @@ comparison along with the words. The regression tests compare sentences, since t
 pictures.
 """
 
+import re
 from collections.abc import Sequence
 from io import BytesIO
 
@@ -13,6 +14,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 DPI = 160
+_ONE = r"[-+]?[\d.,]*\d(e[-+]?\d+)?%?"
+NUMBER = re.compile(rf"({_ONE}(( ± | of | )\(?{_ONE}\)?)?|[-+]?inf|nan|-|)")
 LEFT_OUT = "*A sentence that does not hold for these data is left out here.*"
 
 
@@ -78,6 +81,9 @@ def png(figure: Figure) -> bytes:
 def show_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Display a table in a notebook; numbers that are not whole get two decimals.
 
+    The first column names the rows. Of the others those of numbers stand on the right, so that
+    digits are below digits, and those of words on the left.
+
     Raises:
         ValueError: a row has not as many cells as the header.
     """
@@ -87,7 +93,8 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     for line in lines:
         if len(line) != len(header):
             raise ValueError(f"rows: expected {len(header)} cells in each, got {len(line)}")
-    rule = ["---", *["--:"] * (len(header) - 1)]
+    columns = list(zip(*lines, strict=True)) or [()] * len(header)
+    rule = ["---", *["--:" if all(map(NUMBER.fullmatch, each)) else "---" for each in columns[1:]]]
     text = "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines])
     display({"text/markdown": text, "text/plain": text}, raw=True)
 

@@ -59,7 +59,7 @@ STYLE: Any = {
 }
 
 
-def image_rows(rows: Mapping[str, Float[Tensor, "n 1 height width"]]) -> Figure:
+def image_rows(rows: Mapping[str, Float[Tensor, "n channels height width"]]) -> Figure:
     """Rows of images, each with its name above, aligned column by column."""
     columns = max(len(images) for images in rows.values())
     height = len(rows) * (WIDTH / columns + 0.3)
@@ -71,7 +71,7 @@ def image_rows(rows: Mapping[str, Float[Tensor, "n 1 height width"]]) -> Figure:
     return figure
 
 
-def image_grid(images: Float[Tensor, "n 1 height width"], columns: int = 10) -> Figure:
+def image_grid(images: Float[Tensor, "n channels height width"], columns: int = 10) -> Figure:
     """Images in a grid, in reading order."""
     rows = -(-len(images) // columns)
     with plt.rc_context(STYLE):
@@ -81,15 +81,17 @@ def image_grid(images: Float[Tensor, "n 1 height width"], columns: int = 10) -> 
 
 
 def draw_images(axis: Axes, images: Tensor, columns: int) -> None:
-    """One mosaic, dark for 1 like ink on paper, with a thin line around each image."""
-    n, _, height, width = images.shape
+    """One mosaic with a thin line around each image: gray is dark for 1, like ink on paper."""
+    n, channels, height, width = images.shape
     line = 1
     down, across = height + line, width + line
-    mosaic = np.zeros((-(-n // columns) * down + line, columns * across + line))
-    for index, image in enumerate(images.detach().cpu().numpy()[:, 0]):
+    empty, rule = (1.0, 0.75) if channels > 1 else (0.0, 0.25)
+    mosaic = np.full((-(-n // columns) * down + line, columns * across + line, channels), empty)
+    for index, image in enumerate(images.detach().cpu().movedim(1, -1).numpy()):
         top, left = index // columns * down, index % columns * across
-        mosaic[top : top + down + line, left : left + across + line] = 0.25
+        mosaic[top : top + down + line, left : left + across + line] = rule
         mosaic[top + line : top + down, left + line : left + across] = image
+    mosaic = mosaic.clip(0, 1) if channels > 1 else mosaic[..., 0]
     axis.imshow(mosaic, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axis.axis("off")
 

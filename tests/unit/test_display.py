@@ -45,6 +45,14 @@ def test_the_same_figure_is_the_same_picture(displayed):
     assert displayed[0]["image/png"] == displayed[1]["image/png"]
 
 
+def test_columns_of_numbers_stand_on_the_right_and_columns_of_words_on_the_left(displayed):
+    numbers = ["-1.50", "2,000", "3.1 ± 0.2", "12%", "1e-05", "2 of 3", "0.2 (0.3)"]
+    words = ["2 or 3", "784-400-20", "none", "1.5 nats", "-0.", "1", "2"]
+    rows = [list(row) for row in zip("abcdefg", numbers, words, strict=True)]
+    display.show_table(["name", "number", "words"], rows)
+    assert displayed[0]["text/markdown"].splitlines()[1] == "| --- | --: | --- |"
+
+
 def test_show_table_rounds_and_refuses_rows_that_do_not_fit(displayed):
     display.show_table(["name", "value"], [["a", 1.005001], ["b", torch.tensor(2.5)], ["c", 4500]])
     lines = displayed[0]["text/plain"].splitlines()

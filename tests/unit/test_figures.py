@@ -184,6 +184,17 @@ def test_contours_are_lines_of_equal_height_with_labels_inside_the_axes():
     plt.close(figure)
 
 
+def test_images_in_color_keep_their_colors_and_any_size():
+    images = torch.rand(5, 3, 12, 20, generator=seeded(2))
+    figure = figures.image_grid(images, columns=2)
+    mosaic = np.asarray(figure.axes[0].images[0].get_array())
+    assert mosaic.shape == (3 * 13 + 1, 2 * 21 + 1, 3)
+    for channel in range(3):
+        each = [contains(mosaic[..., channel], image) for image in images[:, channel].numpy()]
+        assert each == [(1, 1), (1, 22), (14, 1), (14, 22), (27, 1)]
+    plt.close(figure)
+
+
 def test_a_grid_of_curves_has_its_numbers_its_titles_and_one_legend():
     content = {
         title: {"reported": ([1, 2], [k, k + 1]), "true": ([1, 2], [5, 5])}
