@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vae_book.bounds import importance_weighted_bound
-from vae_book.checks import whole_number
+from vae_book.checks import trusted, whole_number
 from vae_book.device import seeded, standard_normal
 from vae_book.evaluation import chunks
 from vae_book.images import Images
@@ -33,15 +33,18 @@ class Tempered:
 
     def __init__(self, model: VAE, x: Tensor, y: Tensor | None = None) -> None:
         model.check_images(x)
+        model.likelihood.check_support(x)
         self.model, self.x, self.y, self.prior = model, x, y, model.prior(y)
 
     def log_likelihood(self, z: Float[Tensor, "K n d"]) -> Float[Tensor, "K n"]:
         """log p(x | z)."""
-        return self.model.decode(z, self.y).log_prob(self.x)
+        with trusted():  # a step too long may overflow, and is rejected then
+            return self.model.decode(z, self.y).log_prob(self.x)
 
     def log_density(self, z: Float[Tensor, "K n d"], beta: float) -> Float[Tensor, "K n"]:
         """The logarithm of the tempered posterior, up to a constant."""
-        return self.prior.log_prob(z) + beta * self.log_likelihood(z)
+        with trusted():
+            return self.prior.log_prob(z) + beta * self.log_likelihood(z)
 
     @torch.enable_grad()
     def slope(self, z: Float[Tensor, "K n d"], beta: float) -> Float[Tensor, "K n d"]:
