@@ -12,14 +12,14 @@ from PIL import Image
 
 from vae_book import commands
 from vae_book.__main__ import main
-from vae_book.checkpoints import read_checkpoint
+from vae_book.checkpoints import read_checkpoint, write_checkpoint
 from vae_book.data import load_images
 from vae_book.device import seeded
 from vae_book.evaluation import average_elbo
 from vae_book.history import History
 from vae_book.images import DataError, binarize
 from vae_book.likelihoods import Bernoulli
-from vae_book.models import VAE
+from vae_book.models import CVAE, VAE
 
 SMALL = ["--hidden", "8", "--latent", "2", "--batch-size", "16"]  # steps of 16, 16, 16, 16 and 8
 
@@ -386,6 +386,13 @@ def test_results_that_are_not_finite_are_an_error(trained, tmp_path, capsys, opt
     line = refused(capsys, [*options, "--checkpoint", checkpoint, *more])
     assert re.search(r"error: checkpoint: .*run\.pt gives .* not numbers.*smaller --lr", line), line
     assert not out.exists()
+
+
+def test_labels_that_a_conditional_model_does_not_know_are_an_error(tmp_path, capsys):
+    model, run = CVAE(latent=2, hidden=8, classes=3), tmp_path / "run.pt"
+    write_checkpoint(run, model, torch.optim.Adam(model.parameters()), {}, {})
+    line = refused(capsys, ["evaluate", "--checkpoint", run, "--source", "bundled"])
+    assert re.search(r"error: y: expected labels from 0 to 2, got [3-9]$", line), line
 
 
 def test_a_model_that_does_not_say_what_it_was_trained_on_asks_for_a_source(
