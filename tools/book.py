@@ -30,6 +30,7 @@ from equations import write_index
 from processes import Kernels, seconds, workers
 from vae_book.data import data_directory
 from vae_book.device import best_device, describe
+from vae_book.files import replacing
 
 ROOT = Path(__file__).parents[1]
 COPY = ROOT / "_build" / "book"
@@ -130,12 +131,10 @@ def run_chapters(top: Path, keep: Path | None = None) -> None:
 
 def keep_chapter(notebook: NotebookNode, path: Path, outdated: str) -> None:
     """Keep a chapter that has run, whole or not at all, in place of those of that pattern."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     for old in path.parent.glob(outdated):
         old.unlink()
-    part = path.with_suffix(".part")
-    nbformat.write(notebook, part)
-    part.replace(path)
+    with replacing(path) as part:
+        nbformat.write(notebook, part)
 
 
 def execute(notebook: NotebookNode, folder: Path, kernels: Kernels) -> None:

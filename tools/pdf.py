@@ -20,6 +20,7 @@ from playwright.sync_api import sync_playwright
 
 import chromium
 from contents import pages
+from vae_book.files import replacing
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "_build" / "html"
@@ -54,9 +55,8 @@ def print_book(top: Path, site: Path, pdf: Path) -> None:
             page = browser.new_page(color_scheme="light")
             page.goto(whole.as_uri())
             page.evaluate("window.MathJax?.startup?.promise?.then(() => null)")
-            part = pdf.with_suffix(".part")
-            page.pdf(path=part, prefer_css_page_size=True, outline=True, tagged=True)
-            part.replace(pdf)
+            with replacing(pdf) as part:
+                page.pdf(path=part, prefer_css_page_size=True, outline=True, tagged=True)
             browser.close()
     finally:
         whole.unlink()

@@ -215,6 +215,10 @@ def anneal(
     return Annealed(log_weights, acceptance)
 
 
+def _whole(**numbers: int) -> dict[str, Any]:
+    return {name: whole_number(name, each) for name, each in numbers.items()}
+
+
 def annealed_log_likelihood(
     model: VAE,
     data: Images,
@@ -239,13 +243,9 @@ def annealed_log_likelihood(
     Raises:
         ValueError: a number is not positive, or the images do not fit the model.
     """
-    betas, n_chains = schedule(n_temperatures), whole_number("n_chains", n_chains)
-    options: dict[str, Any] = {
-        "n_chains": n_chains,
-        "n_leapfrog": whole_number("n_leapfrog", n_leapfrog),
-    }
+    betas, options = schedule(n_temperatures), _whole(n_chains=n_chains, n_leapfrog=n_leapfrog)
     generator, found = seeded(seed), []
-    for x, y in chunks(model, data, n_chains):
+    for x, y in chunks(model, data, options["n_chains"]):
         target = Tempered(model, x, y)
         steps = step_sizes(target, betas, **options, generator=generator)
         found.append(anneal(target, betas, steps, **options, generator=generator).lower)
@@ -292,11 +292,7 @@ def both_sides(
     Raises:
         ValueError: a number is not positive, or y does not fit.
     """
-    betas, n_chains = schedule(n_temperatures), whole_number("n_chains", n_chains)
-    options: dict[str, Any] = {
-        "n_chains": n_chains,
-        "n_leapfrog": whole_number("n_leapfrog", n_leapfrog),
-    }
+    betas, options = schedule(n_temperatures), _whole(n_chains=n_chains, n_leapfrog=n_leapfrog)
     generator = seeded(seed)
     z = model.prior(y).sample((whole_number("n", n),), generator)
     x = model.decode(z, y).sample(generator)

@@ -26,6 +26,7 @@ from vae_book import images
 from vae_book.checks import whole_number
 from vae_book.deprecated import moved
 from vae_book.device import best_device
+from vae_book.files import replacing
 from vae_book.folders import held_out, padded, read_folder
 from vae_book.images import DataError
 
@@ -183,11 +184,8 @@ def _read_cache(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
 def _write_cache(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
     """Write the cache whole or not at all; a read-only directory costs time, not the run."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            whole = Path(folder) / path.name
-            np.savez_compressed(whole, pixels=pixels, labels=labels)
-            os.replace(whole, path)
+        with replacing(path) as part:
+            np.savez_compressed(part, pixels=pixels, labels=labels)
     except OSError as error:
         warnings.warn(f"the digits could not be cached in {path.parent}: {error}", stacklevel=4)
 

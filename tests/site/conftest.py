@@ -10,12 +10,12 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
-import yaml
 from bs4 import BeautifulSoup
 from filelock import FileLock
 from playwright.sync_api import Page, sync_playwright
 
 import chromium
+from contents import pages
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,18 +47,10 @@ HARD_TO_READ = """() => {
 }"""
 
 
-def _pages(entry: dict) -> list[str]:
-    """The pages below an entry of _toc.yml, in reading order."""
-    pages = [entry[key] for key in ("root", "file") if key in entry]
-    children = [child for key in ("parts", "chapters", "sections") for child in entry.get(key, ())]
-    return pages + [page for child in children for page in _pages(child)]
-
-
 def pytest_generate_tests(metafunc):
     if "docname" in metafunc.fixturenames:
-        pages = _pages(yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8")))
         # Module scope keeps the tests of a page together, so that a browser opens it once.
-        metafunc.parametrize("docname", pages, scope="module")
+        metafunc.parametrize("docname", pages(ROOT), scope="module")
     if "notebook_path" in metafunc.fixturenames:
         paths = sorted((ROOT / "book").glob("*.ipynb"))
         metafunc.parametrize("notebook_path", paths, ids=lambda path: path.stem, scope="module")

@@ -49,16 +49,14 @@ def steps(size, T):
 # The weights -------------------------------------------------------------------------------------
 
 
+def many_chains(T, size, **options):
+    noise = {"n_leapfrog": 3, "generator": seeded(T)}
+    return anneal(target(), schedule(T), steps(size, T), n_chains=20_000, **noise, **options)
+
+
 @pytest.mark.parametrize(("T", "size"), [(1, 0.4), (3, 0.4), (3, 0.05), (6, 0.7)])
 def test_forwards_the_weights_average_to_the_evidence_whatever_the_steps(T, size):
-    found = anneal(
-        target(),
-        schedule(T),
-        steps(size, T),
-        n_chains=20_000,
-        n_leapfrog=3,
-        generator=seeded(T),
-    )
+    found = many_chains(T, size)
     ratio = average((found.log_weights[:, 0] - EXACT.log_evidence(X)).exp())
     assert abs(ratio.value - 1) < 4 * ratio.standard_error
     assert ratio.standard_error < 0.08
@@ -69,15 +67,7 @@ def test_backwards_their_inverses_average_to_that_of_the_evidence(T, size):
     z = MultivariateNormal(*EXACT.posterior(X)).loc + (
         normals(20_000, 2) @ torch.linalg.cholesky(EXACT.posterior(X).cov).T
     )
-    found = anneal(
-        target(),
-        schedule(T),
-        steps(size, T),
-        n_chains=20_000,
-        n_leapfrog=3,
-        z=z.unsqueeze(1),
-        generator=seeded(T),
-    )
+    found = many_chains(T, size, z=z.unsqueeze(1))
     ratio = average((EXACT.log_evidence(X) - found.log_weights[:, 0]).exp())
     assert abs(ratio.value - 1) < 4 * ratio.standard_error
     assert ratio.standard_error < 0.08

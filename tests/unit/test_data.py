@@ -496,11 +496,17 @@ def mirror(tmp_path, monkeypatch):
         thread.join()
 
 
-def test_a_broken_download_does_not_spoil_the_next_one(fashion, mirror, tmp_path, monkeypatch):
+def offer(mirror, tmp_path, monkeypatch):
+    """Have the packed files on the mirror, and not on disk; gives the folder where they belong."""
     raw = raw_folder(tmp_path)
     pack(raw, monkeypatch)
     for path in raw.iterdir():
         path.rename(mirror / path.name)
+    return raw
+
+
+def test_a_broken_download_does_not_spoil_the_next_one(fashion, mirror, tmp_path, monkeypatch):
+    offer(mirror, tmp_path, monkeypatch)
     archive = mirror / "t10k-images-idx3-ubyte.gz"
     whole = archive.read_bytes()
     archive.write_bytes(whole[:1000])
@@ -512,10 +518,7 @@ def test_a_broken_download_does_not_spoil_the_next_one(fashion, mirror, tmp_path
 
 
 def test_a_download_leaves_alone_what_is_there(fashion, mirror, tmp_path, monkeypatch):
-    raw = raw_folder(tmp_path)
-    pack(raw, monkeypatch)
-    for path in raw.iterdir():
-        path.rename(mirror / path.name)
+    raw = offer(mirror, tmp_path, monkeypatch)
     mine = raw / "train-images-idx3-ubyte.gz"
     mine.write_bytes(gzip.compress(idx(fashion["train-images-idx3-ubyte"]), 1))  # packed otherwise
     content = mine.read_bytes()
