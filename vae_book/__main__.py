@@ -94,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
         "(default: score the gray levels by cross-entropy)",
     )
     train.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the matrix products of encoder and decoder; bfloat16 is faster where the "
+        "processor has such products (default: %(default)s)",
+    )
+    train.add_argument(
         "--out", type=Path, default="runs/vae", help="folder to write to (default: %(default)s)"
     )
     train.add_argument(

@@ -43,6 +43,7 @@ def train(
     latent: int,
     hidden: int,
     binary: bool,
+    precision: str,
     out: Path,
     resume: bool,
 ) -> None:
@@ -83,6 +84,7 @@ def train(
             lr=lr,
             seed=seed,
             resample=binary,
+            precision=precision,
             held_out=held_out,
             checkpoint=checkpoint,
             resume=resume,

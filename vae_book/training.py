@@ -4,7 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,8 @@ from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
 from vae_book.objectives import Objective
 
+PRECISIONS = ("float32", "bfloat16")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -39,9 +41,12 @@ class Settings:
             an importance-weighted bound it is K.
         objective: what to minimize; by default the negative ELBO (others: chapter 10).
         resample: make the images binary, afresh in each step, instead of using the gray levels.
+        precision: ``bfloat16`` computes the matrix products of encoder and decoder with 8 digits of
+            the mantissa instead of 24, under torch's autocast; weights, Adam and both terms of the
+            bound stay in single precision. Faster where the processor has such products.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: a number is out of range, or there is no such precision.
     """
 
     batch_size: int = 128
@@ -50,10 +55,13 @@ class Settings:
     n_samples: int = 1
     objective: Objective = field(default_factory=Objective)
     resample: bool = False
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr: expected a positive number, got {self.lr}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision: expected 'float32' or 'bfloat16', got {self.precision!r}")
         # Numbers of numpy's would spoil a checkpoint.
         plain: dict[str, Any] = {
             "batch_size": whole_number("batch_size", self.batch_size),
@@ -193,7 +201,8 @@ def train_epoch(
     totals = torch.zeros(3)
     with trusted(), torch.enable_grad():  # check_fit has looked at all of the data
         for x, y, eps, weight in batches:
-            made = model(x, eps, y)
+            with autocast(x.device, settings.precision):
+                made = model(x, eps, y)
             terms = elbo_terms(x, made)
             loss = settings.objective.loss(x, made, terms, epoch).sum()
             optimizer.zero_grad()
@@ -203,6 +212,11 @@ def train_epoch(
             sums = torch.stack([-terms.log_likelihood.sum(), terms.kl.sum(), loss]).detach()
             totals = totals.to(sums.device) + sums
     return totals
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Matrix products in bfloat16 in the block, where they are asked for."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def batches(model: VAE, data: Images, settings: Settings, epoch: int) -> Iterator[Batch]:

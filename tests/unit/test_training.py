@@ -486,6 +486,24 @@ def test_seed_governs_both_order_and_noise():
     assert not (eps == other_eps).any()
 
 
+def test_in_bfloat16_products_are_short_and_all_else_is_not():
+    """Against the same run in single precision: near it, and not the same."""
+    data, found = gray(), {}
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        model, types = VAE(2, 16), set()
+        model.decoder[0].register_forward_hook(lambda *call, types=types: types.add(call[2].dtype))
+        history = fit(model, data, epochs=20, precision=precision, **SETTINGS)
+        found[precision] = torch.tensor(history.loss)
+        assert types == {getattr(torch, precision)}
+        assert {each.dtype for each in model.parameters()} == {torch.float32}
+    near, exact = found["bfloat16"], found["float32"]
+    assert not torch.equal(near, exact)
+    torch.testing.assert_close(near, exact, rtol=5e-3, atol=0)
+    with pytest.raises(ValueError, match="precision: expected 'float32' or 'bfloat16', got 'half'"):
+        fit(VAE(2, 16), data, epochs=1, precision="half")
+
+
 def test_resample_draws_each_pixel_afresh_in_each_step():
     data = gray()
     data.images[:, :, 14:] = 0.3  # never 1 if gray levels were cut at a half
