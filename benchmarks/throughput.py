@@ -1,118 +1,200 @@
-"""Training speed: `vae_book.training.fit` beside the classic VAE script, in one interleaved run.
+"""Training speed: `vae_book.training.fit` beside other loops of the same network, interleaved.
 
-The classic script is the shape of loop that most tutorials use: a DataLoader over a torchvision
-data set, ToTensor for each image, a sigmoid at the end of the decoder, binary_cross_entropy on
-probabilities, and Adam. Both train the same 784-400-20 network with batches of 128. The two take
-turns, an epoch each, so that a busy machine slows both; the medians and their ratio are printed.
+The loops are those of `contestants.py`: the classic script of most tutorials, the library pythae, a
+bare loop without checks or histories, and the floor, the network's matrix products alone. Each runs
+in a process of its own; they take turns, an epoch each. The first epoch of each is left out.
 
-Run with `make benchmark`. No result is written.
+    make benchmark                                    the fully connected VAE
+    python benchmarks/throughput.py --network conv    another: conv or cvae
+    python benchmarks/throughput.py --write           also keep it, as book/results/benchmark_*.json
+
+A ratio belongs to a processor, so its name is printed and kept with it. pythae is installed at the
+first run, into an environment of its own under _build; without a network it is left out.
 """
 
 import argparse
+import json
+import platform
+import re
 import statistics
-import time
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image
-from torch import nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import ToTensor
+from contestants import BATCH, CONTESTANTS
 
 from vae_book.data import load_images
 from vae_book.device import best_device, describe
-from vae_book.images import DataError, Images
-from vae_book.models import VAE
-from vae_book.training import History, fit
+from vae_book.files import replacing
+from vae_book.images import DataError
+
+ROOT = Path(__file__).parents[1]
+PEERS = ROOT / "_build" / "peers"
+# pythae and what it needs beside the packages of the book, which it shares.
+PYTHAE = ["pythae==0.1.2", "cloudpickle", "imageio", "pydantic", "pydantic-core"]
+PYTHAE += ["annotated-types", "typing-inspection"]
 
 
-class PictureDataset(Dataset):
-    """What torchvision.datasets.MNIST does for each item: array, PIL image, transform, label."""
-
-    def __init__(self, data: Images) -> None:
-        self.data = (data.images * 255).round().byte().cpu()[:, 0]
-        self.targets = data.labels.cpu()
-        self.transform = ToTensor()
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        picture = Image.fromarray(self.data[index].numpy())
-        return self.transform(picture), int(self.targets[index])
-
-
-class ClassicVAE(nn.Module):
-    """The same network, written with probabilities."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(784, 400)
-        self.fc21 = nn.Linear(400, 20)
-        self.fc22 = nn.Linear(400, 20)
-        self.fc3 = nn.Linear(20, 400)
-        self.fc4 = nn.Linear(400, 784)
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        h = F.relu(self.fc1(x.view(-1, 784)))
-        mu, log_var = self.fc21(h), self.fc22(h)
-        z = mu + torch.exp(0.5 * log_var) * torch.randn_like(mu)
-        return torch.sigmoid(self.fc4(F.relu(self.fc3(z)))), mu, log_var
+def peers() -> Path | None:
+    """The Python of an environment that has pythae; None where it cannot be made."""
+    python = PEERS / "bin" / "python"
+    made = PEERS / ".ready"
+    if not made.exists():
+        uv = [sys.executable, "-m", "uv"]
+        for command in (
+            [*uv, "venv", "-q", "--clear", "-p", sys.executable, str(PEERS)],
+            [*uv, "pip", "install", "-q", "--no-deps", "-p", str(python), *PYTHAE],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                print(f"pythae cannot be installed, so it is left out: {done.stderr[-300:]}")
+                return None
+        own = next(path for path in sys.path if path.endswith("site-packages"))
+        (site,) = PEERS.glob("lib/python*/site-packages")
+        (site / "of_the_book.pth").write_text(own + "\n")
+        made.touch()
+    return python
 
 
-def classic_epoch(model: nn.Module, loader: DataLoader, optimizer, device: torch.device) -> None:
-    """One epoch of the classic loop."""
-    total = 0.0
-    for batch, _ in loader:
-        x = batch.to(device)
-        optimizer.zero_grad()
-        probabilities, mu, log_var = model(x)
-        reconstruction = F.binary_cross_entropy(probabilities, x.view(-1, 784), reduction="sum")
-        loss = reconstruction - 0.5 * torch.sum(1 + log_var - mu.pow(2) - log_var.exp())
-        loss.backward()
-        total += loss.item()
-        optimizer.step()
+def processor() -> str:
+    """The name of the processor."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+class Contestant:
+    """A loop in a process of its own."""
+
+    def __init__(self, python: Path | str, *arguments: str) -> None:
+        self.complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives with the process
+        self.process = subprocess.Popen(
+            [python, Path(__file__).with_name("contestants.py"), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.complaints,
+            text=True,
+        )
+        self.seconds: list[float] = []
+        self.peak = 0.0
+        self.answer()  # it is ready
+
+    def answer(self) -> dict[str, float]:
+        """What it says at the end of its turn."""
+        line = self.process.stdout.readline()
+        if not line:
+            self.complaints.seek(0)
+            said = self.complaints.read()[-2000:]
+            raise SystemExit(f"{' '.join(map(str, self.process.args))} ended early:\n{said}")
+        return json.loads(line)
+
+    def epoch(self) -> None:
+        """Its turn."""
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        said = self.answer()
+        self.seconds.append(said["seconds"])
+        self.peak = said["peak_mib"]
+
+    def end(self) -> None:
+        """No more turns."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def digits(source: str, n: int | None) -> tuple[np.ndarray, np.ndarray, str]:
+    """Images and labels; the bundled digits, repeated, where there are no others."""
+    try:
+        data = load_images("train", source, torch.device("cpu"), size=28, channels=1)
+        images, labels, name = data.images.numpy(), data.labels.numpy(), data.source
+    except DataError as error:
+        print(f"{error}\nUsing the bundled digits, repeated to 60,000 images.")
+        small = load_images("train", "bundled", torch.device("cpu"))
+        repeat = np.arange(60_000) % len(small)
+        images, labels = small.images.numpy()[repeat], small.labels.numpy()[repeat]
+        name = "bundled, repeated"
+    return images[:n], labels[:n], name
+
+
+def measured(network: str, epochs: int, images: np.ndarray, labels: np.ndarray) -> dict[str, dict]:
+    """Seconds an epoch and memory of each contestant."""
+    device = best_device()
+    pythons: dict[str, Path | str | None] = dict.fromkeys(CONTESTANTS[network], sys.executable)
+    if "pythae" in pythons:
+        pythons["pythae"] = peers()
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(Path(folder) / name) for name in ("images.npy", "labels.npy")]
+        np.save(files[0], images)
+        np.save(files[1], labels)
+        running = {
+            name: Contestant(python, network, name, *files, str(epochs + 1), str(device))
+            for name, python in pythons.items()
+            if python
+        }
+        for epoch in range(epochs + 1):
+            for contestant in running.values():
+                contestant.epoch()
+            turn = ", ".join(f"{name} {each.seconds[-1]:.2f}" for name, each in running.items())
+            print(f"  epoch {epoch}{'' if epoch else ' (left out)'}: {turn}", flush=True)
+        for contestant in running.values():
+            contestant.end()
+    return {
+        name: {"seconds": [round(s, 4) for s in each.seconds[1:]], "peak_mib": round(each.peak)}
+        for name, each in running.items()
+    }
+
+
+def table(found: dict[str, dict], n: int) -> list[str]:
+    """Medians, ranges, ratios to `fit`, and memory."""
+    middle = {name: statistics.median(each["seconds"]) for name, each in found.items()}
+    lines = [f"{'':14}{'seconds':>9}{'range':>16}{'images/s':>11}{'times fit':>11}{'peak MiB':>10}"]
+    for name, each in found.items():
+        low, high = min(each["seconds"]), max(each["seconds"])
+        lines.append(
+            f"{name:14}{middle[name]:9.3f}{f'{low:.3f} to {high:.3f}':>16}{n / middle[name]:11,.0f}"
+            f"{middle[name] / middle['fit']:11.2f}{each['peak_mib']:10,}"
+        )
+    seconds = found["fit"]["seconds"]
+    half = len(seconds) // 2
+    if half:
+        late, early = statistics.median(seconds[-half:]), statistics.median(seconds[:half])
+        lines.append(f"fit, later epochs over earlier ones: {late / early:.3f}")
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=10, help="epochs of each (default 10)")
+    parser.add_argument("--network", choices=CONTESTANTS, default="mlp", help="default: mlp")
+    parser.add_argument("--epochs", type=int, default=8, help="epochs of each (default 8)")
     parser.add_argument("--source", default="full", help="data set (default full MNIST)")
+    parser.add_argument("--images", type=int, help="use the first so many only")
+    parser.add_argument("--write", action="store_true", help="keep the result in book/results")
     arguments = parser.parse_args()
+    images, labels, name = digits(arguments.source, arguments.images)
     device = best_device()
-    try:
-        data = load_images("train", arguments.source, device, size=28, channels=1)
-    except DataError as error:
-        print(f"{error}\nUsing the bundled digits, repeated to 60,000 images.")
-        small = load_images("train", "bundled", device)
-        repeat = torch.arange(60_000, device=device) % len(small)
-        data = Images(small.images[repeat], small.labels[repeat], "bundled", "train")
-
-    classic = ClassicVAE().to(device)
-    classic_adam = torch.optim.Adam(classic.parameters(), lr=1e-3)
-    loader = DataLoader(PictureDataset(data), batch_size=128, shuffle=True)
-    ours = VAE().to(device)
-    classic_seconds: list[float] = []
-    print(f"{len(data)} images an epoch ({data.source}), {describe(device)}, seconds an epoch:")
-
-    def classic_turn(history: History) -> None:
-        start = time.perf_counter()
-        classic_epoch(classic, loader, classic_adam, device)
-        classic_seconds.append(time.perf_counter() - start)
-        turn = f"vae_book {history.seconds[-1]:.2f}, classic {classic_seconds[-1]:.2f}"
-        print(f"  epoch {history.epochs}: {turn}", flush=True)
-
-    history = fit(ours, data, epochs=arguments.epochs, on_epoch=classic_turn)
-    seconds = {"classic": classic_seconds, "vae_book": history.seconds}
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    for name, value in median.items():
-        print(f"{name:>9}: {len(data) / value:8,.0f} images/s (median)")
-    print(f"ratio of images per second: {median['classic'] / median['vae_book']:.2f}")
-    half = len(history.seconds) // 2
-    early, late = (
-        statistics.median(part) for part in (history.seconds[:half], history.seconds[half:])
-    )
-    print(f"vae_book, median of the later epochs over that of the earlier ones: {late / early:.2f}")
+    print(f"{arguments.network}: {len(images)} images an epoch ({name}), batches of {BATCH},")
+    print(f"{describe(device)}, {processor()}, torch {torch.__version__}; seconds an epoch:")
+    found = measured(arguments.network, arguments.epochs, images, labels)
+    print(*table(found, len(images)), sep="\n")
+    if arguments.write:
+        path = ROOT / "book" / "results" / f"benchmark_{device.type}.json"
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        kept[arguments.network] = {
+            "processor": processor(),
+            "device": describe(device),
+            "torch": torch.__version__,
+            "images": len(images),
+            "source": name,
+            "batch": BATCH,
+            "epochs": arguments.epochs,
+            "contestants": found,
+        }
+        with replacing(path) as part:
+            part.write_text(json.dumps(kept, indent=1) + "\n")
+        print(f"written to {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
