@@ -48,7 +48,8 @@ def test_the_bare_loop_takes_the_steps_of_fit(network, monkeypatch):
         contestants.CONTESTANTS[network][name](data)
     start, bare, fit = map(weights, (package(network), *made))
     assert (fit - start).abs().max() > 4e-3  # Adam's five steps of 0.001
-    torch.testing.assert_close(bare, fit, rtol=0, atol=5e-5)
+    # Where a gradient is nearly zero, a rounding decides which way Adam goes.
+    assert (bare - fit).norm() < 0.02 * (fit - start).norm()
 
 
 def weights(model):
