@@ -19,19 +19,24 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vae_book.budget import refined
 from vae_book.checkpoints import write_checkpoint
 from vae_book.data import load_images
 from vae_book.device import best_device, describe, seeded
-from vae_book.evaluation import Bound, active_units, average_elbo, log_likelihood
+from vae_book.divergences import gaussian_kl
+from vae_book.evaluation import Bound, active_units, average_elbo, log_likelihood, posteriors
 from vae_book.files import replacing
 from vae_book.history import History
 from vae_book.images import DataError, Images, binarize, quadrants
 from vae_book.models import VAE, CompletionVAE, ConvVAE
+from vae_book.objectives import Objective
 from vae_book.training import fit
 
 RESULTS = Path(__file__).parents[1] / "book" / "results"
 SEEDS = (0, 1, 2)
 SECONDS = 12  # of training for each number of draws in chapter 7
+BETAS = (0.5, 0.7, 1.0, 1.4, 2.0)
+EPOCHS_OF_CHAPTER_10 = 12
 EPOCHS_OF_A_COMPLETION = 20  # in chapter 11
 
 
@@ -153,6 +158,76 @@ def in_use(model: VAE, data: Images) -> int:
     return int((model.encoder(data.images).var(0) > 0).sum())
 
 
+def chapter_10() -> list[dict]:
+    """The small VAE with weights of the KL around 1, and a deeper one that may collapse."""
+    train, test = load_images("train", "bundled"), load_images("test", "bundled")
+    cures = {
+        "plain": Objective(),
+        "warm-up": Objective(warm_up=EPOCHS_OF_CHAPTER_10 // 2),
+        "free nats": Objective(free_nats=0.25),
+    }
+    return [
+        *(weighted(train, test, beta) for beta in BETAS),
+        *(deeper(train, test, name, objective) for name, objective in cures.items()),
+    ]
+
+
+def weighted(train: Images, test: Images, beta: float) -> dict:
+    """Rate and distortion of the small VAE, trained with one weight of the KL, seed by seed."""
+    bounds = []
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        model = VAE(10, 200).to(train.images.device)
+        options = {"epochs": EPOCHS_OF_CHAPTER_10, "lr": 3e-3, "seed": seed}
+        fit(model, train, objective=Objective(beta=beta), **options)
+        bounds.append(average_elbo(model, test, n_samples=10))
+    return {
+        **protocol("VAE 784-200-10", train, bounds[0], "3e-3"),
+        "beta": beta,
+        "epochs": EPOCHS_OF_CHAPTER_10,
+        "rate": [bound.kl for bound in bounds],
+        "distortion": [bound.reconstruction for bound in bounds],
+        "held_out": [bound.negative_elbo for bound in bounds],
+    }
+
+
+class Deeper(VAE):
+    """A decoder with a second hidden layer."""
+
+    def __init__(self) -> None:
+        super().__init__(latent=20, hidden=200)
+        self.decoder.insert(2, nn.Linear(200, 200))
+        self.decoder.insert(3, nn.ReLU())
+
+
+def deeper(train: Images, test: Images, name: str, objective: Objective) -> dict:
+    """Whether the code collapses when steps are large from the start, and the encoder with it."""
+    bounds, rows = [], []
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        model = Deeper().to(train.images.device)
+        options = {"epochs": EPOCHS_OF_CHAPTER_10, "lr": 1e-2, "batch_size": 256, "seed": seed}
+        fit(model, train, objective=objective, **options)
+        bounds.append(average_elbo(model, test, n_samples=10))
+        some = test[:: len(test) // 100]  # of all classes, which may be sorted
+        best = refined(model, some.images, steps=100, generator=seeded(seed))
+        rows.append(
+            {
+                "rate": gaussian_kl(*posteriors(model, some)).mean().item(),
+                "rate_of_the_best_q": gaussian_kl(*best).mean().item(),
+                "hidden_units_on": in_use(model, test),
+                "active_units": active_units(model, test),
+            }
+        )
+    return {
+        **protocol("VAE 784-200-20, decoder 20-200-200-784", train, bounds[0], "1e-2", 256),
+        "trained_with": name,
+        "epochs": EPOCHS_OF_CHAPTER_10,
+        "held_out": [bound.negative_elbo for bound in bounds],
+        **{key: [row[key] for row in rows] for key in rows[0]},
+    }
+
+
 def chapter_11() -> list[dict]:
     """Completing binary MNIST from 1, 2 and 3 quarters, with z and without."""
     train, test = load_images("train", "full"), load_images("test", "full")
@@ -247,8 +322,11 @@ def protocol(
     }
 
 
+CHAPTERS = (chapter_07, chapter_08, chapter_09, chapter_10, chapter_11)
+
+
 def main() -> None:
-    chapters = {each.__name__: each for each in (chapter_07, chapter_08, chapter_09, chapter_11)}
+    chapters = {each.__name__: each for each in CHAPTERS}
     asked = sys.argv[1:] or list(chapters)
     if unknown := set(asked) - set(chapters):
         raise SystemExit(f"expected some of {', '.join(chapters)}, got {', '.join(unknown)}")

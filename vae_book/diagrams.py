@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vae_book.figures import BLACK, BLUE, GRAY, GREEN, ORANGE, STYLE, WIDTH, draw_images
+from vae_book.figures import BLACK, BLUE, CYCLE, GRAY, GREEN, ORANGE, STYLE, WIDTH, draw_images
 from vae_book.history import History
 
 
@@ -44,6 +44,34 @@ def trade_off(
         axis.axline(curve[tangent], slope=-1, color=GRAY, lw=1.5, ls=":", label=label)
         axis.set(xlim=limits[0], ylim=limits[1], xlabel=x_label, ylabel=y_label)
         axis.legend(frameon=False)
+    return figure
+
+
+def feasible_region(
+    models: Mapping[str, Mapping[str, tuple[float, float]]], entropy: float
+) -> Figure:
+    """Models in the plane of rate and distortion, above the line where both add up to the entropy.
+
+    Alemi et al. (2018), figure 1 (book chapter 10).
+
+    Args:
+        models: for each family, by name, rate and distortion of its models, by name.
+        entropy: of the data, in nats.
+    """
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(WIDTH, 3.8))
+        for (family, points), (color, _, marker) in zip(models.items(), CYCLE, strict=False):
+            axis.plot(*zip(*points.values(), strict=True), marker, color=color, label=family)
+            for name, point in points.items():
+                axis.annotate(name, point, (8, 5), textcoords="offset points", color=color)
+        axis.margins(0.2, 0.15)
+        right, top = axis.get_xlim()[1], max(axis.get_ylim()[1], 1.08 * entropy)
+        axis.plot([0, entropy], [entropy, 0], color=GRAY, label="rate + distortion = entropy")
+        axis.fill_between([0, entropy], [entropy, 0], color=GRAY, alpha=0.2, lw=0)
+        axis.text(0.25 * entropy, 0.25 * entropy, "no model", color=GRAY, ha="center")
+        axis.set(xlim=(-0.04 * right, right), ylim=(0, top))
+        axis.set(xlabel="rate: KL, nats per image", ylabel="distortion, nats per image")
+        axis.legend(frameon=False, fontsize=10)
     return figure
 
 

@@ -17,17 +17,19 @@ BOUNDS = ("elbo", "iwae", "iwae-dreg")
 
 @dataclass(frozen=True)
 class Objective:
-    """Reconstruction + weight * penalty for each image; by default the negative ELBO, in nats.
+    """Distortion + weight * penalty for each image; by default the negative ELBO, in nats.
 
     Equation ``eq-objective`` (chapter 10).
 
     Attributes:
-        beta: the weight of the penalty. Only 1 gives the bound; 0 leaves the reconstruction alone.
+        beta: the weight of the penalty. With the KL, 1 gives the negative ELBO, more a looser bound
+            on -log p(x), and less, in general, no bound; 0 leaves the reconstruction term alone.
             Higgins et al. (2017), equation 4.
         warm_up: the epochs in which the weight rises from 0 to beta, in equal steps; Bowman et al.
             (2016), section 3.1.
-        free_nats: the KL of a unit costs nothing below this; after Kingma et al. (2016), equation
-            15, who average it over a batch first, where here each image counts for itself.
+        free_nats: what each unit is charged at least, used or not, so that a KL below it has no
+            gradient; after Kingma et al. (2016), equation 15, who take groups of units and average
+            their KL over the minibatch first, where here each unit of each image counts by itself.
         penalty: ``kl``, or ``naive`` for `vae_book.divergences.naive_regularizer`.
         bound: ``elbo``; or the importance-weighted bound of all draws of an image, by its own
             gradient, ``iwae``, or by the doubly reparameterized one, ``iwae-dreg``; see

@@ -132,6 +132,24 @@ def test_a_trade_off_names_its_points_and_draws_the_line_of_equal_sums():
     plt.close(figure)
 
 
+def test_the_feasible_region_lies_above_the_line_of_the_entropy():
+    models = {"one": {"a": (0.0, 6.0), "b": (3.0, 3.0)}, "two": {"c": (2.0, 7.0)}}
+    figure = diagrams.feasible_region(models, 5.0)
+    (axis,) = figure.axes
+    *families, border = axis.lines
+    for line, (name, points) in zip(families, models.items(), strict=True):
+        np.testing.assert_array_equal(line.get_xydata(), list(points.values()))
+        assert line.get_label() == name
+        assert all(axis.viewLim.contains(*point) for point in points.values())
+    assert (border.get_xydata().sum(1) == 5).all()
+    (shade,) = axis.collections
+    (area,) = shade.get_paths()
+    assert area.contains_point((2.4, 2.5))
+    assert not area.contains_point((2.6, 2.5))
+    assert {text.get_text() for text in axis.texts} == {"a", "b", "c", "no model"}
+    plt.close(figure)
+
+
 def test_clouds_lie_over_the_circles_of_the_prior():
     clouds = {name: torch.randn(20, 2, generator=seeded(k)) for k, name in enumerate("ab")}
     figure = diagrams.clouds(clouds, 4.0, "z1", "z2")
