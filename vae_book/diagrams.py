@@ -166,9 +166,8 @@ def loss_terms(history: History) -> Figure:
             upper.plot(
                 epochs, history.held_out, color=ORANGE, ls="--", label="negative ELBO, held out"
             )
-        upper.plot(
-            epochs, history.reconstruction, color=GREEN, ls=":", label="reconstruction term, training"
-        )
+        label = "reconstruction term, training"
+        upper.plot(epochs, history.reconstruction, color=GREEN, ls=":", label=label)
         # The first epochs are far above the rest; the axis shows where the run ends up.
         upper.set_ylim(
             0.9 * min(history.reconstruction), 1.15 * history.negative_elbo[len(epochs) // 8]
@@ -238,7 +237,8 @@ def vae_diagram() -> Figure:
         )
         axis.text(0.07, 0.5, "compare:\nreconstruction term", color=GREEN, va="center")
         axis.text(1.95, 0.5, "add noise\n$\\epsilon\\sim N(0, I)$", va="center", ha="right")
-        axis.text(2, 1.34, "KL term: KL to $N(0, I)$", color=GREEN, ha="center", va="bottom")
+        kl_term = "KL term: $\\mathrm{KL}(q\\,\\|\\,p)$"
+        axis.text(2, 1.34, kl_term, color=GREEN, ha="center", va="bottom")
         axis.set(xlim=(-0.5, 2.5), ylim=(-0.35, 1.5))
         axis.axis("off")
     return figure

@@ -8,8 +8,8 @@ import re
 import zipfile
 from dataclasses import replace
 from io import BytesIO
-from statistics import NormalDist
 from pathlib import Path
+from statistics import NormalDist
 
 import matplotlib.pyplot as plt
 import numpy as np
