@@ -144,7 +144,7 @@ def chapter_09() -> list[dict]:
     dense, conv = partial(VAE, 10), partial(ConvVAE, 10)
     one = {"seeds": SEEDS[:1]}
     return [
-        over_seeds("fully connected, d = 10", dense, train, test, 60),
+        over_seeds("fully connected, d = 10", dense, train, test, 100),
         over_seeds("convolutional, d = 10", conv, train, test, 20, "conv_10"),
         over_seeds("convolutional, d = 2", partial(ConvVAE, 2), train, test, 20, "conv_2", **one),
         over_seeds("convolutional, d = 10, ReLU", ReluBottleneck, train, test, 20, **one),
