@@ -194,9 +194,8 @@ def loss_terms(history: History) -> Figure:
             upper.plot(
                 epochs, history.held_out, color=ORANGE, ls="--", label="negative ELBO, held out"
             )
-        upper.plot(
-            epochs, history.reconstruction, color=GREEN, ls=":", label="reconstruction, training"
-        )
+        label = "reconstruction term, training"
+        upper.plot(epochs, history.reconstruction, color=GREEN, ls=":", label=label)
         # The first epochs are far above the rest; the axis shows where the run ends up.
         upper.set_ylim(
             0.9 * min(history.reconstruction), 1.15 * history.negative_elbo[len(epochs) // 8]
@@ -225,9 +224,9 @@ def posterior(
         left.set_title("image x", fontsize=11)
         right.axhspan(-1, 1, color=GRAY, alpha=0.2, lw=0, label="prior: 0 ± 1")
         right.errorbar(
-            units, center, yerr=deviation, fmt="o", ms=4, color=BLUE, label="guess: μ ± σ"
+            units, center, yerr=deviation, fmt="o", ms=4, color=BLUE, label="q(z | x): μ ± σ"
         )
-        right.set_xlabel("latent number")
+        right.set_xlabel("latent dimension")
         right.set_ylabel("value of z")
         right.set_xticks([1, *range(5, len(mu) + 1, 5)])
         right.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.25), ncols=1)
@@ -264,9 +263,10 @@ def vae_diagram() -> Figure:
             (0, 0.24),
             arrowprops={"arrowstyle": "<->", "lw": 2, "ls": "--", "color": GREEN},
         )
-        axis.text(0.07, 0.5, "compare:\nreconstruction", color=GREEN, va="center")
+        axis.text(0.07, 0.5, "compare:\nreconstruction term", color=GREEN, va="center")
         axis.text(1.95, 0.5, "add noise\n$\\epsilon\\sim N(0, I)$", va="center", ha="right")
-        axis.text(2, 1.34, "price: KL to $N(0, I)$", color=GREEN, ha="center", va="bottom")
+        kl_term = "KL term: $\\mathrm{KL}(q\\,\\|\\,p)$"
+        axis.text(2, 1.34, kl_term, color=GREEN, ha="center", va="bottom")
         axis.set(xlim=(-0.5, 2.5), ylim=(-0.35, 1.5))
         axis.axis("off")
     return figure

@@ -34,7 +34,7 @@ LABEL = 0.16  # of the limit: how far labels are apart
 SIDE = 7  # decoded images along each side of the static picture
 SENTENCE = (
     "The latent plane with the posterior means of held-out images by class, and what the decoder "
-    "makes of a grid of its points."
+    "makes of points that stand for equal shares of the prior."
 )
 
 
@@ -219,15 +219,15 @@ def _radius(probability: float) -> float:
 
 @torch.no_grad()
 def _picture(model: VAE, groups: Sequence[Group], limit: float) -> Figure:
-    """What is to be seen without a script: the dots, and images from all over the plane."""
-    steps = torch.linspace(-limit, limit, SIDE).to(model.to_mu.weight)
+    """What is to be seen without a script: the dots, and images for equal shares of the prior."""
+    centers = torch.arange(SIDE) + 0.5
+    steps = torch.special.ndtri(centers / SIDE).to(model.to_mu.weight)
     z = torch.cartesian_prod(steps.flip(0), steps).flip(1)  # in reading order, z_2 going down
     rows = model.decode(z).mean.squeeze(1).unflatten(0, (SIDE, SIDE))
     mosaic = rows.transpose(1, 2).flatten(2).flatten(0, 1)
-    edge = limit * SIDE / (SIDE - 1)  # half an image beyond the last z
     halo = [withStroke(linewidth=2, foreground="white")]
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, WIDTH / 2), sharey=True)
+        figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, WIDTH / 2))
         for name, dots, label, (color, _) in groups:
             left.plot(*zip(*dots.tolist(), strict=True), ".", color=color, ms=3)
             left.text(*label.tolist(), name, size=9, weight="bold", path_effects=halo)
@@ -237,11 +237,14 @@ def _picture(model: VAE, groups: Sequence[Group], limit: float) -> Figure:
             left.text(0, radius, name, size=8, bbox={"fc": "white", "ec": "none", "pad": 0.5})
         for text in left.texts:
             text.set(ha="center", va="center")
-        right.imshow(
-            mosaic.cpu().numpy(), cmap="gray_r", vmin=0, vmax=1, extent=(-edge, edge, -edge, edge)
-        )
-        for axis, title in ((left, "posterior means"), (right, "decoded")):
-            axis.set(xlim=(-edge, edge), ylim=(-edge, edge), aspect="equal", xlabel="$z_1$")
+        left.set(xlim=(-limit, limit), ylim=(-limit, limit))
+        right.imshow(mosaic.cpu().numpy(), cmap="gray_r", vmin=0, vmax=1, extent=(0, SIDE, 0, SIDE))
+        some = slice(0, None, SIDE // 2)  # the first, the middle and the last
+        names = [f"{step:.1f}" for step in steps[some].tolist()]
+        right.set_xticks(centers[some], names)
+        right.set_yticks(centers[some], names)
+        for axis, title in ((left, "posterior means"), (right, "decoded, at quantiles")):
+            axis.set(aspect="equal", xlabel="$z_1$")
             axis.set_title(title, fontsize=11)
             axis.grid(visible=False)
         left.set_ylabel("$z_2$")

@@ -160,7 +160,7 @@ class VAE(nn.Module):
         y: Tensor | None = None,
         pixels: bool = False,
     ) -> Float[Tensor, "n channels height width"]:
-        """Images made from nothing: z from the prior, then the decoder; no encoder.
+        """Images that the model makes: z from the prior, then the decoder; no encoder.
 
         Args:
             n: how many.
@@ -208,12 +208,13 @@ class ImageLayers(nn.Sequential):
 
 
 class ConvVAE(VAE):
-    """A convolutional VAE: each layer looks at neighboring pixels, the same way everywhere.
+    """A convolutional VAE: most of its layers see neighboring pixels, the same way everywhere.
 
     Encoder: convolutions 1-32-64, kernel 3, stride 2, then a linear bottleneck of 16 numbers.
     Decoder: a linear layer to 64 maps of a quarter of the height and width, then transposed
     convolutions 64-64-32-1; equations ``eq-convolution`` and ``eq-transposed-convolution`` (chapter
-    9). The sizes are those of Chollet (2020), "Variational AutoEncoder", a Keras example.
+    9). The sizes are those of Chollet (2020), "Variational AutoEncoder", a Keras example, where a
+    ReLU follows the bottleneck.
 
     Args:
         latent, image_shape, likelihood: as for `VAE`.
@@ -246,7 +247,7 @@ class ConvVAE(VAE):
         self.encoder = nn.Sequential(
             ImageLayers(down(channels, 32), nn.ReLU(), down(32, 64), nn.ReLU()),
             nn.Flatten(-3),
-            nn.Linear(maps, hidden),  # no ReLU: in so narrow a layer most would soon be dead
+            nn.Linear(maps, hidden),  # no ReLU: chapter 9 measures what it does here
         )
         self.decoder = nn.Sequential(
             nn.Linear(latent, maps),

@@ -37,7 +37,7 @@ def test_loss_terms_draws_the_history():
     drawn = {line.get_label(): list(line.get_ydata()) for line in upper.lines}
     assert drawn["negative ELBO, training"] == [205.0, 135.0, 115.0]
     assert drawn["negative ELBO, held out"] == history.held_out
-    assert drawn["reconstruction, training"] == history.reconstruction
+    assert drawn["reconstruction term, training"] == history.reconstruction
     assert list(lower.lines[0].get_ydata()) == history.kl
     assert list(lower.lines[0].get_xdata()) == [1, 2, 3]
     assert "nats" in upper.get_ylabel()

@@ -9,6 +9,7 @@ import zipfile
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from statistics import NormalDist
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -276,16 +277,24 @@ def test_the_picture_shows_the_dots_and_what_is_decoded_around_them(model):
     drawn = {tuple(point) for line in left.lines for point in line.get_xydata().tolist()}
     assert drawn == {tuple(point) for point in mu.tolist()}
     assert {"3", "7"} < {text.get_text() for text in left.texts}
-    mosaic, (low, high, *_) = right.images[0].get_array(), right.images[0].get_extent()
+    mosaic = right.images[0].get_array()
     assert mosaic.shape == (7 * 28, 7 * 28)
-    cell = (high - low) / 7
-    for row, column, z in ((0, 0, (-3, 3)), (6, 0, (-3, -3)), (3, 3, (0, 0)), (2, 5, (2, 1))):
+    assert right.images[0].get_extent() == [0, 7, 0, 7]
+    quantile = [NormalDist().inv_cdf((k + 0.5) / 7) for k in range(7)]
+    for row, column in ((0, 0), (6, 0), (3, 3), (2, 5)):
         image = mosaic[28 * row : 28 * row + 28, 28 * column : 28 * column + 28]
+        z = torch.tensor([quantile[column], quantile[6 - row]])
         with torch.no_grad():
-            expected = model.likelihood.mean(model.decode(torch.tensor(z).float()).params)[0]
+            expected = model.likelihood.mean(model.decode(z).params)[0]
         assert np.asarray(image) == pytest.approx(expected.numpy(), abs=1e-6)
-        middle = (low + cell * (column + 0.5), high - cell * (row + 0.5))
-        assert middle == pytest.approx(z, abs=1e-6), "it stands where its z is"
+    for ticks, names in (
+        (right.get_xticks(), right.get_xticklabels()),
+        (right.get_yticks(), right.get_yticklabels()),
+    ):
+        assert list(ticks) == [0.5, 3.5, 6.5], "it stands where its z is"
+        assert [float(each.get_text()) for each in names] == [
+            round(quantile[k], 1) for k in (0, 3, 6)
+        ]
     assert right.images[0].origin == "upper"
     plt.close(figure)
 
