@@ -191,8 +191,8 @@ MUTANTS = {
     ),
     ("07", "sixth moment of the noise"): (
         "Quadratic.score_function_variance",
-        "15 * b2.square()",
-        "9 * b2.square()",
+        "15 * g2.square()",
+        "9 * g2.square()",
     ),
     ("07", "noise of the other directions left out"): (
         "Quadratic.score_function_variance",
