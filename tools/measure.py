@@ -63,6 +63,7 @@ def by_draws(train: Images, test: Images, draws: int) -> dict:
         bounds.append(average_elbo(model, test, seed=seed))
     return {
         **protocol("VAE 784-100-10", train, bounds[0]),
+        "quantity": "negative ELBO in nats, by one draw for each image",
         "draws": draws,
         "epochs": list(EPOCHS_BY_DRAWS),
         "held_out": held_out,
