@@ -191,8 +191,8 @@ MUTANTS = {
     ),
     ("07", "sixth moment of the noise"): (
         "Quadratic.score_function_variance",
-        "15 * b2.square()",
-        "9 * b2.square()",
+        "15 * g2.square()",
+        "9 * g2.square()",
     ),
     ("07", "noise of the other directions left out"): (
         "Quadratic.score_function_variance",
@@ -203,6 +203,21 @@ MUTANTS = {
         "Quadratic.pathwise_variance",
         "GaussianGradient(self.a.square() * var,",
         "GaussianGradient(self.a * var,",
+    ),
+    ("07", "half of Price's identity lost"): (
+        "bonnet_price_gradient",
+        "by_var = 0.5 * (",
+        "by_var = (",
+    ),
+    ("07", "average of f as the best baseline"): (
+        "Quadratic.best_baseline",
+        "mean + bend, mean + 2 * bend",
+        "mean, mean",
+    ),
+    ("07", "noise of the draws left in that of the images"): (
+        "split_variance",
+        "draws.mean(1).var(0) - z / draws.shape[1]",
+        "draws.mean(1).var(0)",
     ),
     ("07", "sum over draws"): ("_over_samples", ".mean(0)", ".sum(0)"),
     ("07", "one draw a step, whatever is asked"): (

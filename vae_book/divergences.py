@@ -268,10 +268,11 @@ def gaussian_kl_full(
 def naive_regularizer(
     mu: Float[Tensor, "... d"], log_var: Float[Tensor, "... d"]
 ) -> Float[Tensor, "..."]:
-    r"""The penalty \|mu\|^2 + \|log_var\|^2, which some use in place of the KL to N(0, I).
+    r"""The penalty \|mu\|^2 + \|log_var\|^2, a simpler pull to N(0, I) than that of the KL.
 
-    Equation ``eq-naive-regularizer`` (chapter 5). It is no divergence and not in nats. Near zero
-    the KL is half the first term plus a quarter of the second.
+    Equation ``eq-naive-regularizer`` (chapter 5). It is no divergence and not in nats. In place
+    of the KL it leaves a bound where it is at least the KL, and need not elsewhere. Near zero the
+    KL is about half the first term plus a quarter of the second.
 
     Args:
         mu, log_var: mean and log-variance, shape (..., d).

@@ -1,8 +1,8 @@
 """Two estimators of a gradient through a random draw, and where both are known (chapter 7).
 
 The pathwise and the score-function estimator of the gradient of E_q[f(z)] with respect to the mean
-and log-variance of a normal q, and a function f on which the gradient and the variance of both are
-exact.
+and log-variance of a normal q; the same gradient by quadrature; a function f on which the gradient
+and the variance of both estimators are exact; and where the noise of a gradient comes from.
 """
 
 from collections.abc import Callable
@@ -10,9 +10,10 @@ from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
+from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
-from vae_book.checks import last_axis, numeric, real_number
+from vae_book.checks import enough_draws, last_axis, numeric, real_number, same_shape
 from vae_book.reparameterization import reparameterize
 
 Function = Callable[[Tensor], Tensor]
@@ -30,6 +31,18 @@ class GaussianGradient(NamedTuple):
     log_var: Float[Tensor, "..."]
 
 
+class VarianceSplit(NamedTuple):
+    """The two sources of a gradient's noise, each a variance of one image's gradient of one draw.
+
+    Attributes:
+        images: how much the expected gradient differs from image to image.
+        z: how much the gradient of one image differs from draw to draw, on average over images.
+    """
+
+    images: Float[Tensor, "..."]
+    z: Float[Tensor, "..."]
+
+
 @numeric
 def pathwise_gradient(
     f: Function,
@@ -39,10 +52,12 @@ def pathwise_gradient(
 ) -> GaussianGradient:
     """The gradient of E_q[f(z)] through the sample: one unbiased draw of it for each noise.
 
-    Equation ``eq-pathwise`` (chapter 7); Kingma and Welling (2014), section 2.4.
+    Equation ``eq-pathwise`` (chapter 7), with its conditions on f; Kingma and Welling (2014),
+    section 2.4.
 
     Args:
-        f: a differentiable function of z, from shape (n, ..., d) to (n, ...).
+        f: a function of z, from shape (n, ..., d) to (n, ...). It is differentiable up to kinks,
+            and has no jumps: those would go unnoticed.
         mu, log_var: mean and log-variance of q, shape (..., d).
         eps: n draws from N(0, 1) for each entry of mu, shape (n, ..., d).
 
@@ -80,12 +95,12 @@ def score_function_gradient(
     *,
     baseline: float | Literal["leave-one-out"] = 0.0,
 ) -> GaussianGradient:
-    """The gradient of E_q[f(z)] from the values of f alone: unbiased, and noisy.
+    """The gradient of E_q[f(z)] from the values of f alone: one unbiased draw for each noise.
 
     Equations ``eq-score-function`` and ``eq-baseline`` (chapter 7); Williams (1992), theorem 1.
 
     Args:
-        f: any function of z, from shape (n, ..., d) to (n, ...).
+        f: a function of z, from shape (n, ..., d) to (n, ...), whose square has an average under q.
         mu, log_var: mean and log-variance of q, shape (..., d).
         eps: n draws from N(0, 1) for each entry of mu, shape (n, ..., d).
         baseline: a number to subtract from f, which changes the noise but not the average; or
@@ -112,6 +127,64 @@ def score_function_gradient(
     by_log_var = 0.5 * (eps.square() - 1)
     weight = centered.unsqueeze(-1)
     return GaussianGradient(weight * by_mu, weight * by_log_var)
+
+
+@numeric
+def bonnet_price_gradient(
+    f: Function, mu: Float[Tensor, "..."], log_var: Float[Tensor, "..."]
+) -> GaussianGradient:
+    """The gradient of E_q[f(z)] for one number z, by quadrature of the derivatives of f.
+
+    Equation ``eq-bonnet-price`` (chapter 7): the derivative with respect to mu is E_q[f'(z)], that
+    with respect to the variance E_q[f''(z)] / 2. Rezende et al. (2014), section 3; Bonnet (1964);
+    Price (1958). Gauss-Hermite quadrature with 64 points is exact for polynomials f up to degree
+    128.
+
+    Args:
+        f: a smooth function, applied to each number of a tensor by itself.
+        mu, log_var: mean and log-variance of q, of any shape.
+
+    Raises:
+        ValueError: the shapes do not match, f does not give one number for each z, or it cannot be
+            differentiated.
+    """
+    same_shape(mu=mu, log_var=log_var)
+    nodes, weights = (torch.tensor(each, dtype=mu.dtype) for each in hermegauss(64))
+    nodes, weights = (
+        each.to(mu.device).reshape(-1, *[1] * mu.ndim) for each in (nodes, weights / weights.sum())
+    )
+    mu, log_var = mu.detach(), log_var.detach()
+    with torch.enable_grad():
+        z = (mu + torch.exp(0.5 * log_var) * nodes).requires_grad_()
+        slope = _slope(f(z), z)
+        bend = _slope(slope, z) if slope.requires_grad else torch.zeros_like(z)
+    by_var = 0.5 * (weights * bend).sum(0)
+    return GaussianGradient((weights * slope).sum(0).detach(), (by_var * log_var.exp()).detach())
+
+
+@numeric
+def split_variance(draws: Float[Tensor, "n K ..."]) -> VarianceSplit:
+    """How much of the noise of a gradient comes from the images, and how much from the draws of z.
+
+    Equation ``eq-gradient-noise`` (chapter 7): the average over a batch of B images with K draws
+    each has the variance ``images / B + z / (B * K)``. Both estimates are unbiased; that of
+    ``images`` may come out below zero.
+
+    Args:
+        draws: gradients of n independent images, for K independent draws of z each.
+
+    Raises:
+        ValueError: there are fewer than two images, or fewer than two draws for each.
+    """
+    enough_draws(draws=draws)
+    if draws.ndim < 2 or draws.shape[1] < 2:
+        raise ValueError(
+            "draws: expected shape (n, K, ...) with two draws or more for each image, got "
+            f"{tuple(draws.shape)}"
+        )
+    z = draws.var(1).mean(0)
+    # The average over the draws of an image still has a K-th of their noise.
+    return VarianceSplit(draws.mean(1).var(0) - z / draws.shape[1], z)
 
 
 class Quadratic:
@@ -167,6 +240,19 @@ class Quadratic:
         return GaussianGradient(self.a.square() * var, by_log_var)
 
     @numeric
+    def best_baseline(
+        self, mu: Float[Tensor, "d"], log_var: Float[Tensor, "d"]
+    ) -> GaussianGradient:
+        """The constant baseline that makes `score_function_variance` least, for each parameter.
+
+        Equation ``eq-best-baseline`` (chapter 7). It is above the average of f, since draws far
+        from the mean have larger scores, and larger f.
+        """
+        last_axis(len(self.a), mu=mu, log_var=log_var)
+        mean, bend = self.expectation(mu, log_var), self.a * log_var.exp()
+        return GaussianGradient(mean + bend, mean + 2 * bend)
+
+    @numeric
     def score_function_variance(
         self, mu: Float[Tensor, "d"], log_var: Float[Tensor, "d"], baseline: float = 0.0
     ) -> GaussianGradient:
@@ -180,13 +266,13 @@ class Quadratic:
         mean = 0.5 * self.a * (m.square() + var)
         noise = 0.5 * self.a.square() * var * (2 * m.square() + var)
         rest, rest_noise = mean.sum() - mean, noise.sum() - noise
-        # Seen from direction j, f - baseline = b0 + b1 eps + b2 eps^2 + noise.
-        b0 = 0.5 * self.a * m.square() + rest - baseline
-        b1, b2 = self.a * m * var.sqrt(), 0.5 * self.a * var
-        mixed = b1.square() + 2 * b0 * b2
+        # Seen from direction j, f - baseline = g0 + g1 eps + g2 eps^2 + noise.
+        g0 = 0.5 * self.a * m.square() + rest - baseline
+        g1, g2 = self.a * m * var.sqrt(), 0.5 * self.a * var
+        mixed = g1.square() + 2 * g0 * g2
         # The moments of a standard normal number: 1, 3, 15 and 105 for the powers 2, 4, 6, 8.
-        by_mu = (b0.square() + 3 * mixed + 15 * b2.square() + rest_noise) / var
-        by_log_var = (2 * b0.square() + 10 * mixed + 78 * b2.square() + 2 * rest_noise) / 4
+        by_mu = (g0.square() + 3 * mixed + 15 * g2.square() + rest_noise) / var
+        by_log_var = (2 * g0.square() + 10 * mixed + 78 * g2.square() + 2 * rest_noise) / 4
         exact = self.gradient(mu, log_var)
         return GaussianGradient(by_mu - exact.mu.square(), by_log_var - exact.log_var.square())
 
@@ -199,6 +285,20 @@ def _check_noise(mu: Tensor, log_var: Tensor, eps: Tensor) -> None:
             f"after one axis for draws; got {tuple(mu.shape)}, {tuple(log_var.shape)} and "
             f"{tuple(eps.shape)}"
         )
+
+
+def _slope(values: Tensor, z: Tensor) -> Tensor:
+    """The derivative of each value with respect to its own z, differentiable once more."""
+    by_z = None
+    if values.shape != z.shape:
+        raise ValueError(
+            f"f: expected one value for each z, shape {tuple(z.shape)}, got {tuple(values.shape)}"
+        )
+    if values.requires_grad:
+        (by_z,) = torch.autograd.grad(values.sum(), z, create_graph=True, allow_unused=True)
+    if by_z is None:
+        raise ValueError("f: expected a function of z through which PyTorch can differentiate")
+    return by_z
 
 
 def _values(f: Function, z: Tensor) -> Tensor:

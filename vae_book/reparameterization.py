@@ -1,8 +1,4 @@
-"""Gradients through a random draw: the reparameterization trick and its rival (chapter 7).
-
-Two estimators of the gradient of E_q[f(z)] with respect to the mean and log-variance of a normal
-q, and a function f on which the gradient and the variance of both are known exactly.
-"""
+"""The reparameterization trick: a draw as a smooth function of parameters and noise (chapter 7)."""
 
 import torch
 from jaxtyping import Float

@@ -1,5 +1,6 @@
 """Both gradients through a sample are unbiased, with the variances of the formulas."""
 
+import math
 from itertools import product
 
 import pytest
@@ -7,10 +8,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.polynomial.hermite_e import hermegauss
-from scipy.stats import norm
+from scipy.integrate import quad
+from scipy.optimize import minimize_scalar
+from scipy.stats import f_oneway, norm
 from torch.distributions import Normal
 
-from vae_book.gradient_estimators import Quadratic, pathwise_gradient, score_function_gradient
+from vae_book.gradient_estimators import (
+    Quadratic,
+    bonnet_price_gradient,
+    pathwise_gradient,
+    score_function_gradient,
+    split_variance,
+)
 from vae_book.linear_gaussian import LinearGaussian
 from vae_book.monte_carlo import average
 from vae_book.reparameterization import reparameterize
@@ -21,9 +30,6 @@ LOG_VAR = torch.tensor([[0.5, -4.0, 2.0], [1.0, -1.0, 3.0]], dtype=torch.float64
 
 def noise(*shape):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-
-# Any covariance -----------------------------------------------------------------------------------
 
 
 # Both estimators ----------------------------------------------------------------------------------
@@ -308,3 +314,99 @@ def test_a_quadratic_is_made_of_vectors_of_one_length_and_takes_no_other():
             exact(one, three)
         with pytest.raises(ValueError, match=r"^log_var: expected shape \(\.\.\., 3\), got \(1,\)"):
             exact(three, one)
+
+
+@pytest.mark.equation("eq-best-baseline", route="scipy.optimize.minimize_scalar", rel=1e-6)
+def test_no_constant_baseline_has_less_variance_than_the_best(agree):
+    f, mu, log_var = quadratic(3)
+    grid, weights = gauss_hermite(3)
+
+    def variance(baseline, part, j):
+        draws = score_function_gradient(f, mu, log_var, grid, baseline=baseline)
+        return mean_and_variance(weights, draws[part][:, j])[1].item()
+
+    for part, best in enumerate(f.best_baseline(mu, log_var)):
+        for j in range(3):
+            agree(best[j], minimize_scalar(variance, args=(part, j)).x)
+
+
+# Bonnet and Price ---------------------------------------------------------------------------------
+
+
+@pytest.mark.equation("eq-bonnet-price", route="the expectation of a sine in closed form", abs=1e-9)
+def test_the_gradient_by_derivatives_of_f_is_that_of_the_expectation(agree):
+    ours = bonnet_price_gradient(torch.sin, MU[:, :2], LOG_VAR[:, :2])
+    damping = torch.exp(-0.5 * LOG_VAR[:, :2].exp())
+    agree(ours.mu, torch.cos(MU[:, :2]) * damping)
+    agree(ours.log_var, -0.5 * LOG_VAR[:, :2].exp() * torch.sin(MU[:, :2]) * damping)
+
+
+@pytest.mark.equation("eq-bonnet-price", route="differences of scipy.integrate.quad", rel=1e-6)
+def test_the_gradient_by_derivatives_of_f_is_the_slope_of_the_integral(agree):
+    def bump(z):
+        return 1 / (1 + z.square())
+
+    def expectation(mu, log_var):
+        q = norm(mu, math.exp(log_var / 2))
+        return quad(lambda z: q.pdf(z) / (1 + z * z), mu - 12, mu + 12, epsabs=1e-13)[0]
+
+    mu, log_var, h = 0.7, -1.0, 1e-3
+    ours = bonnet_price_gradient(bump, torch.tensor(mu).double(), torch.tensor(log_var).double())
+    up, down = expectation(mu + h, log_var), expectation(mu - h, log_var)
+    agree(ours.mu, (up - down) / (2 * h))
+    up, down = expectation(mu, log_var + h), expectation(mu, log_var - h)
+    agree(ours.log_var, (up - down) / (2 * h))
+
+
+def test_the_gradient_of_a_linear_function_has_no_part_for_the_variance():
+    ours = bonnet_price_gradient(lambda z: 3 * z, MU, LOG_VAR)
+    torch.testing.assert_close(ours.mu, torch.full_like(MU, 3.0))
+    assert torch.equal(ours.log_var, torch.zeros_like(MU))
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_the_gradient_by_derivatives_of_f_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"^mu and log_var: "):
+        bonnet_price_gradient(torch.sin, torch.zeros(3), torch.zeros(2))
+    with pytest.raises(
+        ValueError, match=r"^f: expected one value for each z, .*\(64, 3\), got \(\)"
+    ):
+        bonnet_price_gradient(torch.sum, torch.zeros(3), torch.zeros(3))
+    for step in (lambda z: (z > 0).double(), torch.zeros_like):
+        with pytest.raises(ValueError, match=r"^f: .*differentiate"):
+            bonnet_price_gradient(step, torch.zeros(3), torch.zeros(3))
+
+
+# Where the noise comes from -----------------------------------------------------------------------
+
+
+@pytest.mark.equation("eq-gradient-noise", route="scipy.stats.f_oneway", rel=1e-10)
+def test_the_split_is_that_of_an_analysis_of_variance(agree):
+    draws = noise(7, 4) + 2 * noise(7, 1)
+    images, z = split_variance(draws)
+    agree((z + 4 * images) / z, f_oneway(*draws.numpy()).statistic)
+
+
+@pytest.mark.equation("eq-gradient-noise", route="the variance over many batches", rel=0.03)
+def test_the_two_parts_make_the_variance_of_a_batch(agree):
+    # Images are the centers of a quadratic of curvature 2, N(0, 3^2) over the data set.
+    mu, sigma = 0.4, 0.5
+
+    def gradients(B, K):
+        centers, eps = 3 * noise(B, 1, 60_000), noise(B, K, 60_000).flip(-1)
+        return 2 * (mu + sigma * eps - centers)
+
+    images, z = split_variance(gradients(2, 3).movedim(2, 0).reshape(60_000 * 2, 3))
+    agree(images, 36.0)
+    agree(z, 1.0)
+    for B, K in ((3, 1), (3, 4), (1, 2)):
+        agree(gradients(B, K).mean((0, 1)).var(), 36 / B + 1 / (B * K))
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_a_split_needs_two_images_and_two_draws():
+    for shape in ((3,), (3, 1), (3, 1, 5)):
+        with pytest.raises(ValueError, match=r"^draws: expected shape \(n, K, \.\.\.\)"):
+            split_variance(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"^draws: "):
+        split_variance(torch.zeros(1, 3))
