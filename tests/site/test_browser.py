@@ -103,12 +103,46 @@ def test_text_is_easy_to_read(view, hard_to_read, mode):
     assert hard_to_read(view) == []
 
 
+@pytest.mark.parametrize(
+    ("mode", "size"),
+    [("light", DESKTOP), ("dark", DESKTOP), ("light", PHONE)],
+    ids=["light", "dark", "phone"],
+)
+def test_axe_finds_no_barrier(view, axe, mode, size):
+    view.set_viewport_size(size)
+    view.emulate_media(color_scheme=mode)
+    _unfold(view)
+    view.locator(f"html[data-theme={mode}]").wait_for(state="attached", timeout=5000)
+    view.wait_for_timeout(100)  # book.js makes what scrolls focusable
+    view.evaluate("() => Promise.all(document.getAnimations().map(change => change.finished))")
+    assert axe(view) == []
+
+
 def test_solutions_unfold_at_a_click(view):
     for solution in view.locator(".solution").all():
         content = solution.locator("> section")
         assert not content.is_visible()
         solution.locator(".toggle-button").click()
         assert content.is_visible()
+
+
+def test_what_has_the_focus_shows_it(open_page, site):
+    page = open_page((site / "book/08_vae_on_mnist.html").as_uri(), viewport=DESKTOP).page
+    seen, plain = set(), []
+    while True:
+        page.keyboard.press("Tab")
+        element, outline = page.evaluate("""() => {
+          const e = document.activeElement;
+          const style = getComputedStyle(e);
+          return [e.outerHTML, style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth)];
+        }""")
+        if element in seen or element.startswith("<body"):
+            break
+        seen.add(element)
+        plain += [element[:120]] if outline < 2 else []
+    assert len(seen) > 40
+    assert plain == []
+    page.close()
 
 
 def test_search_finds_a_page(open_page, site):
