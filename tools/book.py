@@ -165,8 +165,9 @@ def execute(notebook: NotebookNode, folder: Path, kernels: Kernels) -> None:
     for cell in notebook.cells:
         cell.metadata.pop("mystnb", None)
         for output in cell.get("outputs", []):
-            output.get("metadata", {}).clear()
-            data = output.get("data", {})
+            data, shown = output.get("data", {}), output.get("metadata", {})
+            for kind in set(shown) - {"image/png"}:  # which has the size of a figure
+                del shown[kind]
             if "image/png" in data:
                 # A cell has one figure, so the cell's metadata can describe it.
                 sentence = data["text/plain"]
@@ -205,8 +206,8 @@ def write_chapter_table(top: Path) -> None:
         minutes = round(len(prose(path).split()) / WORDS_A_MINUTE / 5) * 5
         ran = notebook.metadata["vae_book"]
         rows.append(
-            f"| [{title(notebook)}]({path.name}) | {minutes} minutes "
-            f"| {ran['seconds']} seconds on a {ran['device']} |"
+            f"| [{title(notebook)}]({path.name}) | {minutes}&nbsp;minutes "
+            f"| {ran['seconds']}&nbsp;seconds on a {ran['device']} |"
         )
     (top / "book" / CHAPTER_TABLE).write_text("\n".join(rows) + "\n")
 

@@ -40,6 +40,9 @@ REPAIRS = [
         (r'role="doc-biblioentry"', 'role="listitem"'),
         # The corner of a table heads nothing if it is empty.
         (r'<th class="head([^"]*)"><p></p></th>', r'<td class="head\1"></td>'),
+        # A line does not break between a formula and what belongs to it.
+        (r"\\\)</span>(?=[,.;:!?)\]\u201d\u2019-])", r"\g<0>&#8288;"),
+        (r'(?<=[(\[\u201c])(?=<span class="math )', "&#8288;"),
         # A notebook is to be kept, not read as text.
         (
             r'(<a href="[^"]*\.ipynb") target="_blank"(\s+class="[^"]*btn-download-)',

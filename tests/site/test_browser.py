@@ -5,6 +5,9 @@ import re
 import pytest
 from playwright.sync_api import Page
 
+from vae_book.figures import WIDTH
+
+SMALLEST = 10  # points
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 360, "height": 740}
 
@@ -75,6 +78,37 @@ def test_equations_fit_the_column_of_a_desktop(view):
     assert view.eval_on_selector_all("mjx-container.more-right, .math.more-right", too_wide) == []
 
 
+def test_type_in_figures_is_large_enough_on_a_phone(view):
+    """The smallest has SMALLEST points in a figure that is WIDTH inches wide."""
+    view.set_viewport_size(PHONE)
+    _unfold(view)
+    widths = view.eval_on_selector_all("article figure img", "all => all.map(e => e.clientWidth)")
+    assert all(SMALLEST / 72 * width / WIDTH >= 8 for width in widths), min(widths)
+
+
+def test_figures_have_two_pixels_for_each_of_a_desktop(view):
+    ratios = view.eval_on_selector_all(
+        "article figure img", "all => all.map(e => e.naturalWidth / e.clientWidth)"
+    )
+    assert all(ratio >= 2 for ratio in ratios), min(ratios)
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_no_line_starts_with_what_closes_a_formula(view, size):
+    view.set_viewport_size(size)
+    torn = view.evaluate("""() => [...document.querySelectorAll('article span.math')].filter(e => {
+      const next = e.nextSibling;
+      if (!e.checkVisibility() || next?.nodeType !== 3) return false;
+      const at = next.data.search(/[^\u2060]/), range = document.createRange();
+      if (!/[,.;:!?)]/.test(next.data[at])) return false;
+      range.setStart(next, at);
+      range.setEnd(next, at + 1);
+      const end = [...e.querySelector('mjx-math').getClientRects()].at(-1);
+      return range.getBoundingClientRect().top > end.bottom;
+    }).map(e => e.textContent.slice(0, 40) + e.nextSibling.data.slice(0, 20))""")
+    assert torn == []
+
+
 def test_what_scrolls_on_a_phone_shows_it_and_can_be_focused(view):
     view.set_viewport_size(PHONE)
     view.wait_for_timeout(100)
@@ -127,21 +161,21 @@ def test_solutions_unfold_at_a_click(view):
 
 
 def test_what_has_the_focus_shows_it(open_page, site):
-    page = open_page((site / "book/08_vae_on_mnist.html").as_uri(), viewport=DESKTOP).page
-    seen, plain = set(), []
-    while True:
+    """From one tab stop to the next, through a whole page."""
+    page = open_page((site / "book/05_gaussian_kl.html").as_uri(), viewport=DESKTOP).page
+    focused = """() => {
+      const e = document.activeElement, style = getComputedStyle(e), seen = e.seen;
+      e.seen = true;
+      const outline = style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth);
+      return e === document.body || seen ? null : [e.outerHTML.slice(0, 120), outline];
+    }"""
+    outlines = []
+    page.keyboard.press("Tab")
+    while stop := page.evaluate(focused):
+        outlines.append(stop)
         page.keyboard.press("Tab")
-        element, outline = page.evaluate("""() => {
-          const e = document.activeElement;
-          const style = getComputedStyle(e);
-          return [e.outerHTML, style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth)];
-        }""")
-        if element in seen or element.startswith("<body"):
-            break
-        seen.add(element)
-        plain += [element[:120]] if outline < 2 else []
-    assert len(seen) > 40
-    assert plain == []
+    assert len(outlines) > 60
+    assert [element for element, outline in outlines if outline < 2] == []
     page.close()
 
 
