@@ -51,7 +51,7 @@ class Fault:
     @property
     def links(self) -> str:
         """Where it was met, in Markdown, with each repository a link to that commit of it."""
-        return MET.sub(r"[\1](https://github.com/\1/tree/\3), \2 at \3", self.met)
+        return MET.sub(r"[\1](https://github.com/\1/tree/\3), `\2` at \3", self.met)
 
 
 def _half_missing(unit_kl: Function) -> Function:

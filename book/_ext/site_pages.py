@@ -41,8 +41,10 @@ REPAIRS = [
         # The corner of a table heads nothing if it is empty.
         (r'<th class="head([^"]*)"><p></p></th>', r'<td class="head\1"></td>'),
         # A line does not break between a formula and what belongs to it.
-        (r"\\\)</span>(?=[,.;:!?)\]\u201d\u2019-])", r"\g<0>&#8288;"),
-        (r'(?<=[(\[\u201c])(?=<span class="math )', "&#8288;"),
+        (
+            r'[(\[\u201c]*<span class="math [^"]*">\\\([^<]*\\\)</span>[,.;:!?)\]\u201d\u2019]+',
+            r'<span class="unbroken">\g<0></span>',
+        ),
         # A notebook is to be kept, not read as text.
         (
             r'(<a href="[^"]*\.ipynb") target="_blank"(\s+class="[^"]*btn-download-)',

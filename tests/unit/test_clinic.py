@@ -201,4 +201,4 @@ def test_code_that_had_the_mistake_is_a_link(each):
     links = re.findall(r"\[([^\]]+)\]\(https://github\.com/([^)]+)/tree/([0-9a-f]+)\)", each.links)
     assert len(links) == each.met.count(" at ") > 0
     assert all(text == repository for text, repository, _ in links)
-    assert re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", each.links) == each.met
+    assert re.sub(r"\[([^\]]+)\]\([^)]+\)|`", r"\1", each.links) == each.met
