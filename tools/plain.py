@@ -39,7 +39,8 @@ FIRST_CELL = """\
 from importlib.util import find_spec
 
 if find_spec("vae_book") is None:
-    get_ipython().system("git clone --quiet --depth 1 {url}")
+    url = "{url}"
+    get_ipython().system(f"git clone --quiet --depth 1 {{url}}")
     get_ipython().run_line_magic("pip", "install --quiet ./{name}")
     get_ipython().run_line_magic("cd", "{name}/book")"""
 FIRST_ID = "get-the-book"
