@@ -30,7 +30,7 @@ $(STAMP): $(PACKAGES) pyproject.toml
 	@touch $@
 
 book: $(STAMP) ## Run the chapters on this machine and build the site into _build/html
-	@$(BIN)/python tools/book.py build
+	@$(BIN)/python tools/book.py build $(if $(filter exercises,$(EDITION)),--without-solutions)
 
 pdf: book ## Print the whole book into _build/vae-book.pdf (with a Chromium or Chrome)
 	@$(BIN)/python tools/pdf.py

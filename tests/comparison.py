@@ -15,7 +15,7 @@ import re
 from nbval.plugin import IPyNbCell
 
 PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]*")
-DECIMAL = re.compile(r"[-+]?\d+\.(\d+)(?:[eE]([-+]?\d+))?")
+DECIMAL = re.compile(r"[-+\u2212]?\d+\.(\d+)(?:[eE]([-+]?\d+))?")
 
 
 class Printed(str):
@@ -36,7 +36,7 @@ class Printed(str):
     __hash__ = str.__hash__
 
     def _near(self, mine: re.Match, theirs: re.Match) -> bool:
-        a, b = float(mine[0]), float(theirs[0])
+        a, b = (float(number[0].replace("\u2212", "-")) for number in (mine, theirs))
         last_digit = 10.0 ** (int(mine[2] or 0) - len(mine[1]))
         # The factor allows for the rounding of the difference itself.
         slack = max(self.relative_tolerance * abs(a), self.last_digits * last_digit) * (1 + 1e-9)
@@ -52,7 +52,7 @@ class Trained(Printed):
 
 def _words(text: str) -> str:
     """The text with decimal numbers cut to how many digits they show; pictures and spaces gone."""
-    text = PICTURE.sub("", text)
+    text = PICTURE.sub("", text).replace("\u2212", "-")
     return " ".join(DECIMAL.sub(lambda number: f" #.{len(number[1])} ", text).split())
 
 

@@ -2,9 +2,11 @@
 
     python tools/book.py execute   run the chapters in place; refresh outputs, captions, alt texts
     python tools/book.py build     run them on this machine in a copy, and build the site from it
+    python tools/book.py build --without-solutions     the same for a class, with bare exercises
 
-`make execute` and `make book` call it. `build` leaves the committed notebooks as they are: the copy
-is in _build/book, the site in _build/html. A chapter whose inputs are as before is not run again.
+`make execute`, `make book` and `make book EDITION=exercises` call it. `build` leaves the committed
+notebooks as they are: the copy is in _build/book, the site in _build/html. A chapter whose inputs
+are as before is not run again.
 """
 
 # isort: off
@@ -22,11 +24,13 @@ from base64 import b64decode
 from pathlib import Path
 
 import nbformat
+import yaml
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
 from contents import chapters, prose, title
 from equations import write_index
+from plain import write_plain
 from processes import Kernels, seconds, workers
 from vae_book.data import data_directory
 from vae_book.device import best_device, describe
@@ -44,14 +48,17 @@ def main() -> int:
     stopping.imported()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=["execute", "build"])
-    command = parser.parse_args().command
+    parser.add_argument("--without-solutions", action="store_true", help="build bare exercises")
+    arguments = parser.parse_args()
     if os.environ.get("VAE_BOOK_DATA"):  # kernels start in another folder
         os.environ["VAE_BOOK_DATA"] = str(data_directory().resolve())
     source = os.environ.get("VAE_BOOK_DATASET")
     if source and Path(source).is_dir():
         os.environ["VAE_BOOK_DATASET"] = str(Path(source).resolve())
     try:
-        return execute_in_place() if command == "execute" else build()
+        if arguments.command == "execute":
+            return execute_in_place()
+        return build(solutions=not arguments.without_solutions)
     except CellExecutionError as error:
         print(f"a chapter failed\n{error}", file=sys.stderr)
     except ValueError as error:
@@ -66,10 +73,11 @@ def execute_in_place() -> int:
     """Refresh the committed notebooks, which show the bundled digits whatever a user prefers."""
     os.environ.pop("VAE_BOOK_DATASET", None)
     run_chapters(ROOT)
+    write_plain(ROOT)
     return 0
 
 
-def build() -> int:
+def build(solutions: bool = True) -> int:
     """Run the chapters in a copy of the book and build the site from that."""
     shutil.rmtree(COPY, ignore_errors=True)
     shutil.rmtree(SITE.parent, ignore_errors=True)  # no page of an earlier build stays
@@ -77,7 +85,10 @@ def build() -> int:
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy2(ROOT / name, COPY)
     shutil.copytree(ROOT / "book", COPY / "book", ignore=shutil.ignore_patterns(".*"))
+    if not solutions:
+        hide_solutions(COPY / "_config.yml")
     run_chapters(COPY, keep=KEPT)
+    write_plain(COPY)
     print("building the site", flush=True)
     jupyter_book = Path(sys.executable).with_name("jupyter-book")
     command = [jupyter_book, "build", COPY, "--path-output", ROOT]
@@ -87,6 +98,13 @@ def build() -> int:
     if status == 0:
         print(f"\nThe book is ready. Open it in a browser:\n  {SITE.as_uri()}")
     return status
+
+
+def hide_solutions(config: Path) -> None:
+    """Have a configuration build the book without its solutions."""
+    settings = yaml.safe_load(config.read_text("utf-8"))
+    settings["sphinx"]["config"]["hide_solutions"] = True
+    config.write_text(yaml.safe_dump(settings), "utf-8")
 
 
 def run_chapters(top: Path, keep: Path | None = None) -> None:
@@ -147,8 +165,9 @@ def execute(notebook: NotebookNode, folder: Path, kernels: Kernels) -> None:
     for cell in notebook.cells:
         cell.metadata.pop("mystnb", None)
         for output in cell.get("outputs", []):
-            output.get("metadata", {}).clear()
-            data = output.get("data", {})
+            data, shown = output.get("data", {}), output.get("metadata", {})
+            for kind in set(shown) - {"image/png"}:  # which has the size of a figure
+                del shown[kind]
             if "image/png" in data:
                 # A cell has one figure, so the cell's metadata can describe it.
                 sentence = data["text/plain"]
@@ -187,8 +206,8 @@ def write_chapter_table(top: Path) -> None:
         minutes = round(len(prose(path).split()) / WORDS_A_MINUTE / 5) * 5
         ran = notebook.metadata["vae_book"]
         rows.append(
-            f"| [{title(notebook)}]({path.name}) | {minutes} minutes "
-            f"| {ran['seconds']} seconds on a {ran['device']} |"
+            f"| [{title(notebook)}]({path.name}) | {minutes}&nbsp;minutes "
+            f"| {ran['seconds']}&nbsp;seconds on a {ran['device']} |"
         )
     (top / "book" / CHAPTER_TABLE).write_text("\n".join(rows) + "\n")
 

@@ -1,10 +1,17 @@
 """The pages of the table of contents, for the other tools."""
 
+import sys
 from pathlib import Path
 
 import nbformat
 import yaml
 from nbformat import NotebookNode
+
+sys.path.append(str(Path(__file__).parents[1] / "book" / "_ext"))
+
+from plain_markdown import myst_cells
+
+__all__ = ["chapters", "myst_cells", "pages", "prose", "title"]
 
 
 def chapters(top: Path) -> list[Path]:
@@ -26,6 +33,6 @@ def title(notebook: NotebookNode) -> str:
 
 
 def prose(path: Path) -> str:
-    """The text of a chapter, without its code."""
-    cells = nbformat.read(path, as_version=4).cells
-    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    """The text of a chapter in MyST, without its code."""
+    cells = myst_cells(nbformat.read(path, as_version=4).cells)
+    return "\n\n".join(cell["source"] for cell in cells if cell["cell_type"] == "markdown")

@@ -121,7 +121,8 @@ def page(found: dict[str, dict], top: Path = ROOT) -> str:
             if section != last:
                 parts.append(f"**{section}**\n")
             last = section
-            parts += [as_markdown(text) for text in run["cells"].get(name, [STALE])]
+            texts = [as_markdown(text) for text in run["cells"].get(name, [STALE])]
+            parts += texts if texts != parts[-1:] else []  # that nothing is known is said once
     return "\n".join(parts)
 
 

@@ -5,6 +5,7 @@
 in tests/unit/test_clinic.py.
 """
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from vae_book.likelihoods import Bernoulli, ImageDistribution, Likelihood
 from vae_book.models import VAE, ConditionalVAE
 
 Function = Callable[..., Any]
+MET = re.compile(r"([\w.-]+/[\w.-]+), (\S+) at ([0-9a-f]{7,40})\b")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class Fault:
     attribute: str
     broken: Callable[[Function], Function]
     symptom: str
+
+    @property
+    def links(self) -> str:
+        """Where it was met, in Markdown, with each repository a link to that commit of it."""
+        return MET.sub(r"[\1](https://github.com/\1/tree/\3), `\2` at \3", self.met)
 
 
 def _half_missing(unit_kl: Function) -> Function:

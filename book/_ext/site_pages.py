@@ -38,6 +38,13 @@ REPAIRS = [
         (r'<div id="pst-primary-sidebar"', r'\g<0> role="complementary" aria-label="Book"'),
         # ARIA has withdrawn docutils' role of an entry, and a list has to have items.
         (r'role="doc-biblioentry"', 'role="listitem"'),
+        # The corner of a table heads nothing if it is empty.
+        (r'<th class="head([^"]*)"><p></p></th>', r'<td class="head\1"></td>'),
+        # A line does not break between a formula and what belongs to it.
+        (
+            r'[(\[\u201c]*<span class="math [^"]*">\\\([^<]*\\\)</span>[,.;:!?)\]\u201d\u2019]+',
+            r'<span class="unbroken">\g<0></span>',
+        ),
         # A notebook is to be kept, not read as text.
         (
             r'(<a href="[^"]*\.ipynb") target="_blank"(\s+class="[^"]*btn-download-)',

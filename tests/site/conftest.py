@@ -154,6 +154,20 @@ def open_page(browser):
 
 
 @pytest.fixture(scope="session")
+def axe():
+    """What axe-core finds on a page that shuts people out: rule, why, element."""
+    script = (Path(__file__).parent / "axe" / "axe.min.js").read_text("utf-8")
+    run = """async () => (await axe.run({resultTypes: ["violations"]})).violations.flatMap(
+      ({id, help, nodes}) => nodes.map(node => `${id}: ${help}: ${node.html.slice(0, 150)}`))"""
+
+    def violations(page: Page) -> list[str]:
+        page.evaluate(script)
+        return page.evaluate(run)
+
+    return violations
+
+
+@pytest.fixture(scope="session")
 def hard_to_read():
     """The text of a page whose contrast is too low."""
     return lambda page: page.evaluate(HARD_TO_READ)

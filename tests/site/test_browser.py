@@ -1,10 +1,11 @@
 """What a reader sees: every page in a browser, opened as a file and without a network."""
 
-import re
-
 import pytest
 from playwright.sync_api import Page
 
+from vae_book.figures import WIDTH
+
+SMALLEST = 10  # points
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 360, "height": 740}
 
@@ -75,6 +76,37 @@ def test_equations_fit_the_column_of_a_desktop(view):
     assert view.eval_on_selector_all("mjx-container.more-right, .math.more-right", too_wide) == []
 
 
+def test_type_in_figures_is_large_enough_on_a_phone(view):
+    """The smallest has SMALLEST points in a figure that is WIDTH inches wide."""
+    view.set_viewport_size(PHONE)
+    _unfold(view)
+    widths = view.eval_on_selector_all("article figure img", "all => all.map(e => e.clientWidth)")
+    assert all(SMALLEST / 72 * width / WIDTH >= 8 for width in widths), min(widths)
+
+
+def test_figures_have_two_pixels_for_each_of_a_desktop(view):
+    ratios = view.eval_on_selector_all(
+        "article figure img", "all => all.map(e => e.naturalWidth / e.clientWidth)"
+    )
+    assert all(ratio >= 2 for ratio in ratios), min(ratios)
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_no_line_starts_with_what_closes_a_formula(view, size):
+    view.set_viewport_size(size)
+    torn = view.evaluate("""() => [...document.querySelectorAll('article span.math')].filter(e => {
+      const next = e.nextSibling;
+      if (!e.checkVisibility() || next?.nodeType !== 3) return false;
+      const at = next.data.search(/[^\u2060]/), range = document.createRange();
+      if (!/[,.;:!?)]/.test(next.data[at])) return false;
+      range.setStart(next, at);
+      range.setEnd(next, at + 1);
+      const end = [...e.querySelector('mjx-math').getClientRects()].at(-1);
+      return range.getBoundingClientRect().top > end.bottom;
+    }).map(e => e.textContent.slice(0, 40) + e.nextSibling.data.slice(0, 20))""")
+    assert torn == []
+
+
 def test_what_scrolls_on_a_phone_shows_it_and_can_be_focused(view):
     view.set_viewport_size(PHONE)
     view.wait_for_timeout(100)
@@ -103,6 +135,21 @@ def test_text_is_easy_to_read(view, hard_to_read, mode):
     assert hard_to_read(view) == []
 
 
+@pytest.mark.parametrize(
+    ("mode", "size"),
+    [("light", DESKTOP), ("dark", DESKTOP), ("light", PHONE)],
+    ids=["light", "dark", "phone"],
+)
+def test_axe_finds_no_barrier(view, axe, mode, size):
+    view.set_viewport_size(size)
+    view.emulate_media(color_scheme=mode)
+    _unfold(view)
+    view.locator(f"html[data-theme={mode}]").wait_for(state="attached", timeout=5000)
+    view.wait_for_timeout(100)  # book.js makes what scrolls focusable
+    view.evaluate("() => Promise.all(document.getAnimations().map(change => change.finished))")
+    assert axe(view) == []
+
+
 def test_solutions_unfold_at_a_click(view):
     for solution in view.locator(".solution").all():
         content = solution.locator("> section")
@@ -111,9 +158,29 @@ def test_solutions_unfold_at_a_click(view):
         assert content.is_visible()
 
 
-def test_search_finds_a_page(open_page, site):
+def test_what_has_the_focus_shows_it(open_page, site):
+    """From one tab stop to the next, through a whole page."""
+    page = open_page((site / "book/05_gaussian_kl.html").as_uri(), viewport=DESKTOP).page
+    focused = """() => {
+      const e = document.activeElement, style = getComputedStyle(e), seen = e.seen;
+      e.seen = true;
+      const outline = style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth);
+      return e === document.body || seen ? null : [e.outerHTML.slice(0, 120), outline];
+    }"""
+    outlines = []
+    page.keyboard.press("Tab")
+    while stop := page.evaluate(focused):
+        outlines.append(stop)
+        page.keyboard.press("Tab")
+    assert len(outlines) > 60
+    assert [element for element, outline in outlines if outline < 2] == []
+    page.close()
+
+
+def test_search_finds_a_page_and_shows_the_words_around(open_page, site):
     search = open_page(f"{(site / 'search.html').as_uri()}?q=notation")
-    search.page.wait_for_selector("#search-results a[href*='book/notation.html']", timeout=5000)
-    # A page opened as a file may not read the other pages, so here results come without excerpts.
-    assert [p for p in search.problems if not re.search("fetch|ERR_FAILED|not loaded", p)] == []
+    found = "#search-results li:has(a[href*='book/notation.html'])"
+    context = search.page.wait_for_selector(f"{found} p.context", timeout=5000)
+    assert "meaning" in context.text_content()
+    assert search.problems == []
     search.page.close()

@@ -1,11 +1,20 @@
 """What nbval does not check of the committed notebooks, and the house rules for their cells."""
 
 import ast
+import itertools
 import json
 import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
+import plain
+from contents import chapters
+
+ROOT = Path(__file__).parents[2]
 LONGEST_CELL = 20
 # Paths and addresses of one machine: they tell the reader nothing, and differ on the next one.
 OF_ONE_MACHINE = re.compile(r"\b0x[0-9a-f]{6,}|/(?:home|root|tmp|Users)/|\b[A-Z]:\\")
@@ -15,7 +24,8 @@ class Notebook:
     """A notebook's cells as tests want them."""
 
     def __init__(self, path):
-        self.cells = json.loads(path.read_text("utf-8"))["cells"]
+        content = json.loads(path.read_text("utf-8"))
+        self.cells, self.metadata = content["cells"], content["metadata"]
         for cell in self.cells:
             cell["source"] = "".join(cell["source"])
         self.code = [cell for cell in self.cells if cell["cell_type"] == "code"]
@@ -108,27 +118,82 @@ def test_cells_are_short(notebook):
 
 
 def test_imports_stand_in_the_first_cell(notebook):
-    first, *others = notebook.code
+    start, first, *others = notebook.code
+    assert "remove-cell" in start["metadata"]["tags"]
     assert _imports(first)
     assert not [cell["source"] for cell in others if _imports(cell)]
 
 
 def test_drawing_is_left_to_the_package(notebook):
-    assert "matplotlib" not in _imports(notebook.code[0])
+    assert "matplotlib" not in _imports(notebook.code[1])
 
 
 def test_every_exercise_has_a_folded_solution(notebook):
-    exercises = re.findall(
-        r"\{exercise(?:-start)?\}[^\n]*\n(?:[^`]*\n)??:label: (\S+)", notebook.prose
-    )
-    solutions = re.findall(r"\{solution(?:-start)?\} (\S+)\n((?::.*\n)*)", notebook.prose)
+    cells = [cell for cell in notebook.cells if cell["cell_type"] == "markdown"]
+    exercises = [cell for cell in cells if re.search(r"^### Exercise", cell["source"], re.M)]
+    solutions = [cell for cell in cells if cell["source"].startswith("#### Solution")]
     assert exercises
-    assert sorted(exercises) == sorted(target for target, _ in solutions)
-    assert len(exercises) == len(re.findall(r"\{exercise(?:-start)?\}", notebook.prose))
-    assert not [target for target, options in solutions if ":class: dropdown" not in options]
-    for kind in ("exercise", "solution"):
-        opened, closed = (notebook.prose.count(f"{{{kind}-{end}}}") for end in ("start", "end"))
-        assert opened == closed
+    assert [cells[cells.index(cell) + 1] for cell in exercises] == solutions
+    assert {cell["source"] for cell in solutions} == {"#### Solution"}
+    assert all(cell["metadata"]["jp-MarkdownHeadingCollapsed"] for cell in solutions)
+    assert notebook.metadata["colab"]["collapsed_sections"] == [c["id"] for c in solutions]
+    assert [c["metadata"]["id"] for c in solutions] == [c["id"] for c in solutions]
+
+
+def test_hidden_code_is_folded_in_jupyter_too(notebook):
+    for cell in notebook.code:
+        hidden = {"hide-input", "remove-cell"}.intersection(cell["metadata"].get("tags", []))
+        assert cell["metadata"].get("jupyter", {}).get("source_hidden", False) == bool(hidden)
+        assert (cell["metadata"].get("cellView") == "form") == bool(hidden)
+
+
+def test_reads_well_without_myst(notebook):
+    """No role, fence with a name, target or label is left, which other programs show raw."""
+    raw = r"\{[\w:-]+\}`|^(?:`{3,}|:{3,})\{|^\([\w-]+\)=|\$\$[ \t]*\("
+    cells = [c["source"] for c in notebook.cells if c["cell_type"] == "markdown"]
+    assert not [text for text in cells if re.search(raw, text, re.M)]
+    assert re.match(r"# Chapter \d+: ", cells[0])
+
+
+def test_printed_lines_are_one_output(notebook):
+    for cell in notebook.code:
+        kinds = [(o["output_type"], o.get("name")) for o in cell["outputs"]]
+        twice = [a for a, b in itertools.pairwise(kinds) if a == b and a[0] == "stream"]
+        assert not twice, cell["source"]
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_the_first_cell_gets_the_book_where_it_is_missing(notebook, monkeypatch, missing):
+    """Colab opens a notebook alone: the first cell has to bring package and results."""
+    done = []
+    shell = SimpleNamespace(
+        system=lambda command: done.append(command),
+        run_line_magic=lambda name, rest: done.append(f"%{name} {rest}"),
+    )
+    if missing:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    exec(compile(notebook.cells[1]["source"], "cell", "exec"), {"get_ipython": lambda: shell})
+    url = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+    got = [
+        f"git clone --quiet --depth 1 {url}",
+        "%pip install --quiet ./vae-book",
+        "%cd vae-book/book",
+    ]
+    assert done == (got if missing else [])
+
+
+def test_the_notebooks_are_as_the_tool_leaves_them(tmp_path):
+    """Numbers of equations and exercises, addresses of sources, folds: all up to date."""
+    for name in ("_toc.yml", "_config.yml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "book").mkdir()
+    for path in (ROOT / "book").glob("*.*"):
+        shutil.copy(path, tmp_path / "book")
+    plain.write_plain(tmp_path)
+    stale = [
+        p.name for p in chapters(ROOT) if p.read_text() != (tmp_path / "book" / p.name).read_text()
+    ]
+    assert stale == [], "python tools/plain.py writes them anew"
 
 
 def test_nothing_is_left_to_do(notebook):

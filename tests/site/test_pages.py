@@ -3,10 +3,18 @@
 import base64
 import copy
 import hashlib
+import importlib.util
+import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pytest
+import yaml
+from bs4 import BeautifulSoup
 from pybtex.database import parse_file
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +39,15 @@ MARKUP = re.compile(
     r"\$[^$\n]+\$|\\[a-zA-Z(\[]+|\{[\w:]+\}`|:::|^#+ |\*\*|\|[ :]*[-\u2013\u2014]+[ :]*\|",
     re.MULTILINE,
 )
+
+
+@pytest.fixture(scope="module")
+def book():
+    """tools/book.py, whose name is that of a folder, too."""
+    spec = importlib.util.spec_from_file_location("book_tool", ROOT / "tools" / "book.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_site_builds_without_a_warning(build):
@@ -83,6 +100,57 @@ def test_chapter_can_be_launched_and_downloaded(page, docname):
         f"https://colab.research.google.com/github/{repository}/blob/main/{docname}.ipynb",
     ]
     assert page.select_one(f".dropdown-download-buttons a[href$='{docname}.ipynb']")
+
+
+def test_a_page_can_be_edited_where_it_came_from(page, docname):
+    (link,) = page.select("a.btn-source-edit-button")
+    (source,) = (
+        ROOT / f"{docname}{ending}"
+        for ending in (".ipynb", ".md")
+        if (ROOT / f"{docname}{ending}").exists()
+    )
+    assert link["href"].endswith(f"/edit/main/{source.relative_to(ROOT).as_posix()}")
+
+
+def test_exercises_have_the_numbers_of_the_notebook(article, docname):
+    path = ROOT / f"{docname}.ipynb"
+    cells = json.loads(path.read_text("utf-8"))["cells"] if path.exists() else []
+    text = "\n".join("".join(cell["source"]) for cell in cells)
+    stored = re.findall(r"^### (Exercise [\d.]+): (.+)$", text, re.MULTILINE)
+    shown = [tag.get_text() for tag in article.select(".exercise > .admonition-title")]
+    assert [re.match(r"(Exercise [\d.]+)\s+\((.+)\)", words).groups() for words in shown] == stored
+
+
+def test_equations_have_the_numbers_of_the_notebook(article, docname):
+    path = ROOT / f"{docname}.ipynb"
+    if path.exists():
+        tags = re.findall(r"\\\\tag\{([\d.]+)\}", path.read_text("utf-8"))
+        assert [tag.get_text().strip("()#¶") for tag in article.select(".eqno")] == tags
+
+
+def test_an_edition_without_solutions_builds(book, tmp_path):
+    """Neither its pages nor the notebooks beside them have any."""
+    name = "book/05_gaussian_kl"
+    shutil.copytree(ROOT / "book", tmp_path / "book")
+    settings = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
+    (tmp_path / "_config.yml").write_text(yaml.safe_dump(settings), "utf-8")
+    book.hide_solutions(tmp_path / "_config.yml")
+    (tmp_path / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/intro\n"
+        f"chapters: [{{file: {name}}}, {{file: book/references}}]"
+    )
+    start = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", start, "build", str(tmp_path), "--quiet"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    html = tmp_path / "_build" / "html"
+    article = BeautifulSoup((html / f"{name}.html").read_text("utf-8"), "html.parser").article
+    assert len(article.select(".exercise")) > 3
+    assert not article.select(".solution")
+    assert not re.search(r"^Solution", article.get_text(), re.MULTILINE)
+    cells = json.loads((html / "_sources" / f"{name}.ipynb").read_text("utf-8"))["cells"]
+    assert len(cells) > 20
+    assert "#### Solution" not in ["".join(cell["source"]) for cell in cells]
 
 
 def test_nothing_is_loaded_from_elsewhere(site, html_files, parsed):

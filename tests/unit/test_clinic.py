@@ -194,3 +194,11 @@ def test_a_fault_says_what_is_wrong_and_where_it_was_met(each: Fault):
 
 def test_there_are_sixteen_faults_or_more():
     assert len(FAULTS) >= 16
+
+
+@pytest.mark.parametrize("each", FAULTS.values(), ids=FAULTS)
+def test_code_that_had_the_mistake_is_a_link(each):
+    links = re.findall(r"\[([^\]]+)\]\(https://github\.com/([^)]+)/tree/([0-9a-f]+)\)", each.links)
+    assert len(links) == each.met.count(" at ") > 0
+    assert all(text == repository for text, repository, _ in links)
+    assert re.sub(r"\[([^\]]+)\]\([^)]+\)|`", r"\1", each.links) == each.met

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
         ("bound 113.30", "bound 115.30", False, False),
         ("bound 113.30", "bund 113.30", False, False),
         ("bound 113.30", "bound -113.30", False, False),
+        ("from -3 to -1.50", "from −3 to −1.50", True, True),
         ("10 of 20", "11 of 20", False, False),
         ("0.00 nats", "0.01 nats", True, True),
         ("0.00 nats", "0.03 nats", False, False),

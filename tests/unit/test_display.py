@@ -3,6 +3,7 @@
 from io import BytesIO
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +15,7 @@ from vae_book.device import seeded
 @pytest.fixture
 def displayed(monkeypatch):
     shown = []
-    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+    monkeypatch.setattr("IPython.display.display", lambda data, **options: shown.append(data))
     return shown
 
 
@@ -29,6 +30,52 @@ def test_show_gives_the_picture_and_the_sentence_and_closes_the_figure(displayed
     assert picture.size[0] == figures.WIDTH * display.DPI
     assert displayed[0]["text/plain"] == "Ten images of noise."
     assert not plt.fignum_exists(figure.number)
+
+
+def test_a_drawing_gets_along_with_few_colors_and_a_photograph_does_not():
+    drawing = figures.curves({"a": ([0, 1], [1, 0])}, "x", "y")
+    assert Image.open(BytesIO(display.png(drawing))).mode == "P"
+    photograph = figures.image_grid(torch.rand(1, 3, 200, 200, generator=seeded(1)), 1)
+    assert Image.open(BytesIO(display.png(photograph))).mode == "RGB"
+
+
+def test_few_colors_leave_a_picture_as_it_was():
+    """Black, white and the grays of digits are exact; edges of letters may be a shade off."""
+    content = figures.image_grid(torch.arange(256.0).view(1, 1, 16, 16) / 255)
+    drawn = BytesIO()
+    content.savefig(drawn, format="png", dpi=display.DPI)
+    before = np.asarray(Image.open(drawn).convert("L"))
+    after = np.asarray(Image.open(BytesIO(display.png(content))).convert("L"))
+    assert np.array_equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("-1.5 nats, from -0.25 to -3", "−1.5 nats, from −0.25 to −3"),
+        ("(-.5) and -inf", "(−.5) and −inf"),
+        ("-0.00 ± 0.01, -0, -0.000.", "0.00 ± 0.01, 0, 0.000."),
+        ("-0.001", "−0.001"),
+        ("784-400-20, 1e-4, x - 3, x-1, 2026-11-21", "784-400-20, 1e-4, x - 3, x-1, 2026-11-21"),
+        ("`x[-1]` and $-1$, -1", "`x[-1]` and $-1$, −1"),
+    ],
+)
+def test_numbers_have_minus_signs_and_zeros_have_none(text, expected):
+    assert display.minus(text) == expected
+    assert display.minus(expected) == expected
+
+
+def test_signs_in_tables_and_sentences_are_minus_signs(displayed):
+    display.show_table(["x", "y"], [["a", -1.0], ["b", "-0.00"], ["c", -1234]])
+    display.claim("It is -1.", True)
+    table, sentence = (data["text/markdown"] for data in displayed)
+    assert table.splitlines()[1:] == [
+        "| --- | --: |",
+        "| a | −1.00 |",
+        "| b | 0.00 |",
+        "| c | −1,234 |",
+    ]
+    assert sentence == "It is −1."
 
 
 @pytest.mark.parametrize("sentence", ["", "no full stop", "two\nlines."])

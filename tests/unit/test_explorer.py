@@ -302,7 +302,7 @@ def test_the_picture_shows_the_dots_and_what_is_decoded_around_them(model):
 @pytest.fixture
 def displayed(monkeypatch):
     shown = []
-    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+    monkeypatch.setattr("IPython.display.display", lambda data, **options: shown.append(data))
     return shown
 
 

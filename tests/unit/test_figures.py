@@ -13,7 +13,7 @@ from vae_book.history import History
 @pytest.fixture
 def displayed(monkeypatch):
     shown = []
-    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+    monkeypatch.setattr("IPython.display.display", lambda data, **options: shown.append(data))
     return shown
 
 
