@@ -352,11 +352,15 @@ class ConditionalVAE(VAE):
         return DiagonalGaussian(*self.prior_network(row).chunk(2, dim=-1))
 
 
+ALIKE = 0.25
+
+
 class LabelLinear(nn.Linear):
     """A linear layer of z with weights and biases of its own for each label: W_y z + b_y.
 
     Equation ``eq-label-weights`` (chapter 11). It takes z and the one-hot row of the label side by
     side. In the weight, label y has columns y (d + 1) to y (d + 1) + d, of which the last is b_y.
+    The weights of two labels start with a correlation of `ALIKE`.
 
     Args:
         latent: the size d of z.
@@ -367,8 +371,13 @@ class LabelLinear(nn.Linear):
     def __init__(self, latent: int, classes: int, hidden: int) -> None:
         super().__init__(classes * (latent + 1), hidden, bias=False)
         self.sizes = (latent, classes)
-        width = (latent + 1) ** -0.5  # each label's is a layer of so many inputs
-        nn.init.uniform_(self.weight, -width, width)
+        # Each label's is a layer of latent + 1 inputs. The more alike they start, the better the
+        # bound; the less, the more samples obey.
+        width, shape = (latent + 1) ** -0.5, (hidden, classes, latent + 1)
+        of_all = torch.empty(hidden, 1, latent + 1).uniform_(-width, width)
+        of_each = torch.empty(shape).uniform_(-width, width)
+        start = ALIKE**0.5 * of_all + (1 - ALIKE) ** 0.5 * of_each
+        self.weight.data.copy_(start.flatten(1))
 
     def forward(self, z_and_row: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch hidden"]:
         """W_y z + b_y."""

@@ -225,8 +225,10 @@ def test_the_label_adds_its_classes_to_both_inputs_and_by_default_a_prior_and_a_
     told |= {"decoder.0.weight": (400, 10 * 21), "prior_network.weight": (2 * 20, 10)}
     assert shapes(CVAE()) == told
     assert not CVAE().prior_network.weight.any()  # it starts as N(0, I)
-    width = CVAE().decoder[0].weight.abs().max()  # as of a layer of 21 inputs, not of 210
-    assert width == pytest.approx(21**-0.5, rel=1e-2)
+    first = CVAE().decoder[0].weight.detach().unflatten(1, (10, 21)).transpose(0, 1).flatten(1)
+    assert first.std() == pytest.approx((3 * 21) ** -0.5, rel=0.02)  # a layer of 21 inputs
+    alike = torch.corrcoef(first)[~torch.eye(10, dtype=torch.bool)]
+    torch.testing.assert_close(alike, torch.full_like(alike, 0.25), rtol=0, atol=0.05)
     assert CVAE().likelihood == Bernoulli(relaxed=True)
     assert CVAE(likelihood=Bernoulli()).likelihood == Bernoulli()
 

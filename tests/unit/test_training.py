@@ -568,7 +568,7 @@ def test_a_model_trained_on_labels_makes_images_of_the_label_that_it_is_given(le
     made = model.sample(7, torch.Generator().manual_seed(1), y=asked)
     for image, label in zip(made, asked.tolist(), strict=True):
         thirds = image[0, :27].reshape(3, 9 * 28).mean(1)
-        assert thirds[label] > 0.7
+        assert thirds[label] > 0.6
         assert thirds.sum() - thirds[label] < 0.4
     # Labels that are not theirs make images worse, by much.
     wrong = replace(data, labels=(labels + 1) % 3)
