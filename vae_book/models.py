@@ -353,14 +353,52 @@ class ConditionalVAE(VAE):
         return DiagonalGaussian(*self.prior_network(row).chunk(2, dim=-1))
 
 
+ALIKE = 0.25
+
+
+class LabelLinear(nn.Linear):
+    """A linear layer of z with weights and biases of its own for each label: W_y z + b_y.
+
+    Equation ``eq-label-weights`` (chapter 11). It takes z and the one-hot row of the label side by
+    side. In the weight, label y has columns y (d + 1) to y (d + 1) + d, of which the last is b_y.
+    The weights of two labels start with a correlation of `ALIKE`.
+
+    Args:
+        latent: the size d of z.
+        classes: how many labels there are.
+        hidden: how many numbers to put out.
+    """
+
+    def __init__(self, latent: int, classes: int, hidden: int) -> None:
+        super().__init__(classes * (latent + 1), hidden, bias=False)
+        self.sizes = (latent, classes)
+        # Each label's is a layer of latent + 1 inputs. The more alike they start, the better the
+        # bound; the less, the more samples obey.
+        width, shape = (latent + 1) ** -0.5, (hidden, classes, latent + 1)
+        of_all = torch.empty(hidden, 1, latent + 1).uniform_(-width, width)
+        of_each = torch.empty(shape).uniform_(-width, width)
+        start = ALIKE**0.5 * of_all + (1 - ALIKE) ** 0.5 * of_each
+        self.weight.data.copy_(start.flatten(1))
+
+    def forward(self, z_and_row: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch hidden"]:
+        """W_y z + b_y."""
+        z, row = z_and_row.split(self.sizes, dim=-1)
+        z_and_one = torch.cat([z, torch.ones_like(z[..., :1])], dim=-1)
+        return super().forward((row.unsqueeze(-1) * z_and_one.unsqueeze(-2)).flatten(-2))
+
+
 class CVAE(ConditionalVAE):
     """A VAE that is told the label y of the image, as ten numbers (for ten classes), one of them 1.
+
+    With the defaults samples show what was asked for; chapter 11 measures what either choice buys.
 
     Args:
         latent, hidden, image_shape, likelihood: as for `VAE`.
         classes: how many labels there are: 0, 1, ..., classes - 1.
         learned_prior: give each label a prior p(z | y) of its own, a Gaussian whose mean and
-            log-variance are trained with the model; by default p(z | y) is N(0, I) for all.
+            log-variance are trained with the model; else p(z | y) is N(0, I) for all.
+        own_weights: give each label a first layer of the decoder of its own, by a `LabelLinear`;
+            else all share one, of which a label chooses the bias.
 
     Raises:
         ValueError: classes is not positive.
@@ -374,13 +412,17 @@ class CVAE(ConditionalVAE):
         likelihood: Likelihood | None = None,
         *,
         classes: int = 10,
-        learned_prior: bool = False,
+        learned_prior: bool = True,
+        own_weights: bool = True,
     ) -> None:
         classes = whole_number("classes", classes)
         latent = whole_number("latent", latent)
         table = nn.Linear(classes, 2 * latent, bias=False) if learned_prior else None
         super().__init__(classes, latent, hidden, image_shape, likelihood, table)
-        self.classes, self.learned_prior = classes, bool(learned_prior)
+        self.classes = classes
+        self.learned_prior, self.own_weights = bool(learned_prior), bool(own_weights)
+        if own_weights:
+            self.decoder[0] = LabelLinear(latent, classes, self.hidden)
         if table is not None:
             nn.init.zeros_(table.weight)  # all labels start from N(0, I)
 

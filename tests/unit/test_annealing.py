@@ -108,7 +108,7 @@ def test_for_every_model_the_bounds_meet_at_the_integral_over_z(kind):
         y = torch.rand(4, 1, 2, 2, generator=seeded(2)).double()
     elif kind == "label":
         model, y = (
-            CVAE(1, 8, shape, BlackAndWhite(), classes=3, learned_prior=True),
+            CVAE(1, 8, shape, BlackAndWhite(), classes=3, own_weights=False),
             torch.arange(4) % 3,
         )
         torch.nn.init.normal_(model.prior_network.weight, std=0.5)

@@ -221,7 +221,9 @@ LABELS = torch.arange(16) % 3
 
 
 def given(latent=1, **options):
-    return small(latent, CVAE, classes=3, **options)
+    """A CVAE of three labels; by default with N(0, I), and one first layer for all labels."""
+    plain = {"learned_prior": False, "own_weights": False}
+    return small(latent, CVAE, classes=3, **plain | options)
 
 
 @torch.no_grad()
@@ -291,7 +293,7 @@ def linear_gaussian():
     A pair of ReLU units, relu(t) - relu(-t), passes a number on. Three labels, and one z, for which
     the exact posterior is a Gaussian with a mean that is linear in x and shifted by y.
     """
-    model = small(kind=CVAE, classes=3, hidden=4, likelihood=Gaussian(0.7), learned_prior=True)
+    model = small(kind=CVAE, classes=3, hidden=4, likelihood=Gaussian(0.7), own_weights=False)
     A, B, c, u = (noise(12, 2).T.flatten()[start : start + 4] for start in (0, 4, 8, 12))
     u, m, v, s2 = u[:3], 2 * noise(3), 0.6, 0.7**2
     pair = torch.tensor([1.0, -1.0], dtype=torch.float64)
@@ -358,8 +360,10 @@ def test_the_gradient_of_the_learned_prior_is_that_of_the_divergence():
     assert m_grad[:2].all()
 
 
-def test_gradients_given_labels_agree_with_finite_differences():
-    model, eps, step = given(latent=2, learned_prior=True), noise(2, 16, 2), 1e-6
+@pytest.mark.parametrize("own_weights", [False, True])
+def test_gradients_given_labels_agree_with_finite_differences(own_weights):
+    model = given(latent=2, learned_prior=True, own_weights=own_weights)
+    eps, step = noise(2, 16, 2), 1e-6
     elbo(model, EVERY_IMAGE, eps, y=LABELS).value.sum().backward()
     # The last columns belong to the labels.
     for part in ("encoder.0", "decoder.0", "prior_network"):

@@ -135,7 +135,9 @@ def test_refining_leaves_the_model_and_its_gradients_alone():
 @pytest.mark.parametrize("kind", [VAE, CVAE])
 def test_the_refined_q_is_the_one_that_a_minimizer_finds_on_a_grid(kind):
     torch.manual_seed(0)
-    model = kind(1, 8, (1, 2, 4), BlackAndWhite(), **{"classes": 3} if kind is CVAE else {})
+    plain = {"learned_prior": False, "own_weights": False}
+    told = {"classes": 3, **plain} if kind is CVAE else {}
+    model = kind(1, 8, (1, 2, 4), BlackAndWhite(), **told)
     model = model.double()
     model.decoder[0].weight.data[:, :1] *= 4
     x = torch.rand(3, 1, 2, 4, generator=seeded(1)).round().double()

@@ -502,5 +502,6 @@ def test_a_run_of_one_model_is_not_gone_on_with_by_another(written):
         read_checkpoint(path).restore(model, torch.optim.Adam(model.parameters()), SETTINGS)
     assert (
         "(classes was None and is now 4; kind was 'VAE' and is now 'CVAE'; "
-        "learned_prior was None and is now False)" in str(error.value)
+        "learned_prior was None and is now True; own_weights was None and is now True)"
+        in str(error.value)
     )

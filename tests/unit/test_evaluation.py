@@ -196,7 +196,8 @@ def small_vae(kind=VAE, latent=1, shape=(1, 3, 4), **options):
 def small_cvae(latent=1, shape=(1, 3, 4), **options):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return CVAE(latent, 8, shape, BlackAndWhite(), classes=3, **options).double()
+        options = {"classes": 3, "own_weights": False, **options}
+        return CVAE(latent, 8, shape, BlackAndWhite(), **options).double()
 
 
 def small_images(n=5):
@@ -210,7 +211,7 @@ def several(kind, n=5):
         draw = torch.Generator().manual_seed(2)
         x, y = small_images(n).reshape(n, 2, 3, 2), torch.rand(n, 1, 3, 2, generator=draw).double()
         return model, Images(x, torch.zeros(n).long(), "noise", "test", told=y)
-    options = {"kind": CVAE, "classes": 3, "learned_prior": True} if kind == "label" else {}
+    options = {"kind": CVAE, "classes": 3, "own_weights": False} if kind == "label" else {}
     model = small_vae(latent=2, **options)
     return model, Images(small_images(n), torch.arange(n) % 3, "noise", "test")
 
@@ -272,7 +273,8 @@ def test_with_many_draws_it_is_the_integral_over_z(agree, kind, from_prior, n_sa
         model = small_vae(CompletionVAE, shape=(2, 3, 2), seen_shape=(1, 3, 2))
         x, y = x.reshape(2, 3, 2), small_images()[1, :, :, :2]
     else:
-        model = small_vae(CVAE, classes=3, learned_prior=kind == "label")
+        options = {"classes": 3, "own_weights": False}
+        model = small_vae(CVAE, learned_prior=kind == "label", **options)
         y = torch.tensor(2)
     if kind in ("label", "part"):
         mean, log_variance = model.prior(y)

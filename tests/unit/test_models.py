@@ -211,15 +211,24 @@ def test_samples_on_the_gpu_are_those_of_the_cpu():
 # Given a label ------------------------------------------------------------------------------------
 
 
-def test_the_label_adds_its_classes_to_both_inputs_and_nothing_else():
-    plain, given = ({k: tuple(w.shape) for k, w in m().named_parameters()} for m in (VAE, CVAE))
+def shapes(model):
+    return {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+
+
+def test_the_label_adds_its_classes_to_both_inputs_and_by_default_a_prior_and_a_layer_for_each():
+    plain = shapes(VAE())
     plain["encoder.0.weight"], plain["encoder.0.bias"] = (400, 784 + 10), (400,)
     del plain["encoder.1.weight"], plain["encoder.1.bias"]
-    assert given == {**plain, "decoder.0.weight": (400, 20 + 10)}
-    model = CVAE(latent=3, classes=5, learned_prior=True)
-    shapes = {k: tuple(w.shape) for k, w in model.named_parameters() if k.startswith("prior")}
-    assert shapes == {"prior_network.weight": (2 * 3, 5)}
-    assert not model.prior_network.weight.any()  # it starts as N(0, I)
+    told = {**plain, "decoder.0.weight": (400, 20 + 10)}
+    assert shapes(CVAE(learned_prior=False, own_weights=False)) == told
+    del told["decoder.0.bias"]
+    told |= {"decoder.0.weight": (400, 10 * 21), "prior_network.weight": (2 * 20, 10)}
+    assert shapes(CVAE()) == told
+    assert not CVAE().prior_network.weight.any()  # it starts as N(0, I)
+    first = CVAE().decoder[0].weight.detach().unflatten(1, (10, 21)).transpose(0, 1).flatten(1)
+    assert first.std() == pytest.approx((3 * 21) ** -0.5, rel=0.02)  # a layer of 21 inputs
+    alike = torch.corrcoef(first)[~torch.eye(10, dtype=torch.bool)]
+    torch.testing.assert_close(alike, torch.full_like(alike, 0.25), rtol=0, atol=0.05)
     assert CVAE().likelihood == Bernoulli(relaxed=True)
     assert CVAE(likelihood=Bernoulli()).likelihood == Bernoulli()
 
@@ -229,7 +238,8 @@ def test_the_label_adds_its_classes_to_both_inputs_and_nothing_else():
 )
 @pytest.mark.parametrize("learned_prior", [False, True])
 def test_the_label_chooses_a_bias_of_the_first_layers(agree, learned_prior):
-    model, x = conditional(learned_prior=learned_prior).double(), images().double()
+    options = {"learned_prior": learned_prior, "own_weights": False}
+    model, x = conditional(**options).double(), images().double()
     z = torch.randn(5, 2, generator=seeded()).double()
     weights = {name: weight.detach().numpy() for name, weight in model.named_parameters()}
 
@@ -244,6 +254,32 @@ def test_the_label_chooses_a_bias_of_the_first_layers(agree, learned_prior):
     agree(log_var, layer("to_log_var", features))
     hidden = np.maximum(layer("decoder.0", z.numpy(), LABELS.numpy()), 0)
     agree(model.decode(z, LABELS).params, layer("decoder.2", hidden).reshape(5, 1, 3, 4))
+
+
+@pytest.mark.equation(
+    "eq-label-weights", route="a layer of numpy for each label, one image at a time", rel=1e-12
+)
+def test_each_label_has_a_first_layer_of_the_decoder_of_its_own(agree):
+    model = conditional().double()
+    z = torch.randn(4, 5, 2, generator=seeded()).double()
+    first, last = (model.decoder[i].weight.detach().numpy() for i in (0, 2))
+    bias = model.decoder[2].bias.detach().numpy()
+    made = model.decode(z, LABELS).params
+    for i, y in enumerate(LABELS.tolist()):
+        W, b = first[:, 3 * y : 3 * y + 2], first[:, 3 * y + 2]
+        for sample in range(4):
+            hidden = np.maximum(W @ z[sample, i].numpy() + b, 0)
+            agree(made[sample, i], (last @ hidden + bias).reshape(1, 3, 4))
+
+
+def test_the_first_layer_of_a_label_learns_from_images_of_that_label_alone():
+    model, x, y = conditional(), images(), torch.tensor([2, 0, 0, 2, 0])
+    made = model(x, torch.randn(5, 2, generator=seeded()), y)
+    made.p_x.log_prob(x).sum().backward()
+    zero, one, two = model.decoder[0].weight.grad.split(3, dim=1)
+    assert zero.any()
+    assert not one.any()
+    assert two.any()
 
 
 def test_an_image_is_encoded_by_its_own_label_alone():
@@ -445,8 +481,8 @@ def test_a_model_of_labels_takes_each_likelihood(likelihood):
 
 def test_the_loss_reaches_every_weight_of_a_model_of_labels():
     model, x, y = conditional(hidden=64), images(30), torch.arange(30) % 3
-    params, *_ = parts(model(x, torch.randn(30, 2, generator=seeded()), y))
-    model.likelihood.log_prob(x, params).sum().backward()
+    made = model(x, torch.randn(30, 2, generator=seeded()), y)
+    (made.p_x.log_prob(x) - made.q_z.kl(made.p_z)).sum().backward()
     assert {name for name, weight in model.named_parameters() if not weight.grad.any()} == set()
 
 

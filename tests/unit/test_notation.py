@@ -9,8 +9,40 @@ from contents import chapters, prose
 
 ROOT = Path(__file__).parents[2]
 GREEK = frozenset(
-    "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau phi chi "
-    "psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell".split()  # noqa: SIM905
+    [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "kappa",
+        "lambda",
+        "mu",
+        "nu",
+        "xi",
+        "pi",
+        "rho",
+        "sigma",
+        "tau",
+        "phi",
+        "chi",
+        "psi",
+        "omega",
+        "Gamma",
+        "Delta",
+        "Theta",
+        "Lambda",
+        "Xi",
+        "Pi",
+        "Sigma",
+        "Phi",
+        "Psi",
+        "Omega",
+        "ell",
+    ]
 )
 WORDS = re.compile(r"\\(?:text|operatorname|mathrm|begin|end|tag)\*?\{[^{}]*\}")
 ALPHABETS = re.compile(r"\\(mathbb|mathcal|mathbf)\{(\w)\}")

@@ -154,7 +154,12 @@ def terms_by_hand(w, x, eps, y=None):
 
     h = layer("encoder.1" if y is None else "encoder.0", x.flatten(1), y).clamp(min=0)
     mu, log_var = layer("to_mu", h), layer("to_log_var", h)
-    h = layer("decoder.0", mu + log_var.exp().sqrt() * eps, y).clamp(min=0)
+    z = mu + log_var.exp().sqrt() * eps
+    if y is None:
+        h = layer("decoder.0", z).clamp(min=0)
+    else:  # a layer for each label
+        own = w["decoder.0.weight"].unflatten(1, (-1, z.shape[-1] + 1))[:, y]
+        h = (torch.einsum("hnd,...nd->...nh", own[..., :-1], z) + own[..., -1].T).clamp(min=0)
     logits = layer("decoder.2", h).view(-1, *x.shape)
     units = kl(mu.unsqueeze(-1), log_var.unsqueeze(-1))
     if y is not None:
@@ -574,7 +579,7 @@ def test_a_model_trained_on_labels_makes_images_of_the_label_that_it_is_given(le
     images = 0.1 * torch.rand(60, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     for label in range(3):
         images[labels == label, :, 9 * label : 9 * label + 9] += 0.85
-    model = conditional(hidden=16, classes=3, learned_prior=learned_prior)
+    model = conditional(hidden=16, classes=3, learned_prior=learned_prior, own_weights=False)
     data = Images(images, labels, "thirds", "train")
     history = fit(model, data, epochs=150, batch_size=20, lr=0.01, held_out=data)
     asked = torch.tensor([2, 0, 1, 1, 0, 2, 2])
@@ -594,7 +599,8 @@ def test_resume_refuses_another_model_of_labels(tmp_path):
     fit(conditional(), gray(), epochs=1, checkpoint=path, **SETTINGS)
     for model, message in [
         (conditional(classes=11), r"\(classes was 10 and is now 11\)"),
-        (conditional(learned_prior=True), r"\(learned_prior was False and is now True\)"),
+        (conditional(learned_prior=False), r"\(learned_prior was True and is now False\)"),
+        (conditional(own_weights=False), r"\(own_weights was True and is now False\)"),
         (tiny(), "kind was 'CVAE' and is now 'VAE'"),
     ]:
         with pytest.raises(ValueError, match=f"^resume: .*{message}"):
