@@ -1,0 +1,36 @@
+"""What the measurements share: seeds, and the protocol of a number."""
+
+from pathlib import Path
+
+import torch
+
+from vae_book.evaluation import (
+    Bound,
+)
+from vae_book.images import Images
+from vae_book.models import VAE
+
+RESULTS = Path(__file__).parents[2] / "book" / "results"
+SEEDS = (0, 1, 2)
+
+
+@torch.no_grad()
+def in_use(model: VAE, data: Images) -> int:
+    """How many numbers that leave the encoder's trunk differ from image to image."""
+    return int((model.encoder(data.images).var(0) > 0).sum())
+
+
+def protocol(
+    network: str, train: Images, bound: Bound, lr: str = "1e-3", batch_size: int = 128
+) -> dict:
+    """What a number was measured on and how."""
+    tested = bound.protocol
+    return {
+        "model": f"{network}, ReLU, Adam {lr}, batch {batch_size}",
+        "trained_on": f"{train.source}, {len(train)} images",
+        "tested_on": f"{tested.source} {tested.split}, {tested.n_images} images",
+        "quantity": tested.quantity,
+        "pixels": tested.pixels,
+        "seeds": list(SEEDS),
+        "device": tested.device,
+    }
