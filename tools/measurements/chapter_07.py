@@ -9,9 +9,7 @@ from measurements.common import SEEDS, protocol
 from vae_book.bounds import elbo
 from vae_book.data import load_images
 from vae_book.device import describe, seeded
-from vae_book.evaluation import (
-    average_elbo,
-)
+from vae_book.evaluation import average_elbo
 from vae_book.gradient_estimators import VarianceSplit, split_variance
 from vae_book.history import History
 from vae_book.images import Images

@@ -10,11 +10,7 @@ from measurements.common import SEEDS, protocol
 from vae_book.bounds import elbo, elbo_terms
 from vae_book.data import load_images
 from vae_book.device import seeded
-from vae_book.evaluation import (
-    average_elbo,
-    log_likelihood,
-    posteriors,
-)
+from vae_book.evaluation import average_elbo, log_likelihood, posteriors
 from vae_book.history import History
 from vae_book.images import Images, binarize
 from vae_book.likelihoods import Bernoulli, Likelihood

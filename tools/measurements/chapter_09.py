@@ -13,9 +13,7 @@ from torch import nn
 from measurements.common import RESULTS, SEEDS, in_use, protocol
 from vae_book.checkpoints import write_checkpoint
 from vae_book.data import load_images
-from vae_book.evaluation import (
-    average_elbo,
-)
+from vae_book.evaluation import average_elbo
 from vae_book.images import Images
 from vae_book.models import VAE, ConvVAE
 from vae_book.training import fit

@@ -8,11 +8,7 @@ from vae_book.budget import refined
 from vae_book.data import load_images
 from vae_book.device import seeded
 from vae_book.divergences import gaussian_kl
-from vae_book.evaluation import (
-    active_units,
-    average_elbo,
-    posteriors,
-)
+from vae_book.evaluation import active_units, average_elbo, posteriors
 from vae_book.images import Images
 from vae_book.models import VAE
 from vae_book.objectives import Objective

@@ -9,11 +9,7 @@ from torch.nn.functional import cross_entropy
 from measurements.common import SEEDS, protocol
 from vae_book.data import load_images
 from vae_book.device import seeded
-from vae_book.evaluation import (
-    aggregated_kl_bound,
-    average_elbo,
-    log_likelihood,
-)
+from vae_book.evaluation import aggregated_kl_bound, average_elbo, log_likelihood
 from vae_book.images import Images, binarize, quadrants
 from vae_book.models import CVAE, CompletionVAE
 from vae_book.training import fit

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import torch
 
-from vae_book.evaluation import (
-    Bound,
-)
+from vae_book.evaluation import Bound
 from vae_book.images import Images
 from vae_book.models import VAE
 
