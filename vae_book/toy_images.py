@@ -73,9 +73,7 @@ def write_pictures(data: Images, folder: Path | str) -> None:
     pixels = data.images.detach().cpu().mul(255).round().to(torch.uint8).movedim(1, -1).numpy()
     for number, (picture, label) in enumerate(zip(pixels, data.labels.tolist(), strict=True)):
         gray_or_color = np.ascontiguousarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
-        Image.fromarray(gray_or_color).save(
-            Path(folder) / data.classes[label] / f"{number:05}.png"
-        )
+        Image.fromarray(gray_or_color).save(Path(folder) / data.classes[label] / f"{number:05}.png")
 
 
 def _color(hue: Float[Tensor, "n 1 1"]) -> Float[Tensor, "n 3 1 1"]:

@@ -1,4 +1,4 @@
-"""The drawn pictures of chapter 14: what is in them is known, and files keep it to the last level."""
+"""The drawn pictures of chapter 14: what is in them is known, and files keep it."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,8 @@ def test_levels_are_those_of_files_of_eight_bits_and_a_seed_draws_the_same():
     levels = 255 * data.images
     assert data.shape == (3, 16, 16)
     assert torch.allclose(levels, levels.round(), atol=1e-4)
-    assert 0 <= data.images.min() and data.images.max() <= 1
+    assert data.images.min() >= 0
+    assert data.images.max() <= 1
     assert torch.equal(data.images, draw_shapes(40, seed=3).images)
     assert not torch.equal(data.images, draw_shapes(40, seed=4).images)
     assert data.labels.bincount().tolist() == [20, 20]
