@@ -15,12 +15,21 @@ from measurements.chapter_08 import chapter_08, chapter_08_seeds
 from measurements.chapter_09 import chapter_09
 from measurements.chapter_10 import chapter_10
 from measurements.chapter_11 import chapter_11
+from measurements.chapter_14 import chapter_14
 from measurements.common import RESULTS
 from vae_book.device import best_device, describe
 from vae_book.files import replacing
 from vae_book.images import DataError
 
-MEASUREMENTS = (chapter_07, chapter_08, chapter_08_seeds, chapter_09, chapter_10, chapter_11)
+MEASUREMENTS = (
+    chapter_07,
+    chapter_08,
+    chapter_08_seeds,
+    chapter_09,
+    chapter_10,
+    chapter_11,
+    chapter_14,
+)
 
 
 def main() -> None:

@@ -155,7 +155,7 @@ def noise(exam: Exam) -> Finding:
     kind, _ = _draws(exam)
     z = torch.cat(list(seen.z)).detach()
     q_z = seen.encoded.normal(kind)
-    eps = ((z - q_z.mean) / q_z.stddev).detach().flatten().double()
+    eps = ((z - q_z.mean) / q_z.stddev).detach().cpu().flatten().double()
     distance = kstest(eps.cpu().numpy(), "norm").statistic
     if math.sqrt(len(eps)) * distance > 3:  # by chance once in 30 million
         return _fault(

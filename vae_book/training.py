@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -235,6 +235,35 @@ def batches(model: VAE, data: Images, settings: Settings, epoch: int) -> Iterato
         y = None if told is None else told[rows[share]]
         noise = noise[0, share] if settings.n_samples == 1 else noise[:, share]
         yield Batch(x, y, noise, world / len(rows))
+
+
+def stream(
+    model: VAE, loader: Iterable[tuple[Tensor, Tensor]], settings: Settings, epoch: int = 0
+) -> Iterator[Batch]:
+    """The batches of an epoch from a DataLoader, for data that do not fit into memory (chapter 14).
+
+    Pass them to `train_epoch`. The loader decides the order and the size of the batches. Under
+    ``torchrun`` it has to give each process its own share, as with torch's ``DistributedSampler``.
+
+    Args:
+        model: the model to be trained; batches go to its device.
+        loader: gives images, as in `Images`, with their labels; labels of a model that is told
+            none are not used.
+        settings: those of ``seed``, ``n_samples`` and ``resample`` count.
+        epoch: makes the noise another one in each epoch.
+
+    Raises:
+        ValueError: a batch does not fit the model.
+    """
+    generator, device = seeded(settings.seed, epoch), model.weight.device
+    for images, labels in loader:
+        data = Images(images.to(device), labels.to(device), "a stream", "train")
+        x = binarize(data.images, generator) if settings.resample else data.images
+        model.check_images(x)
+        model.likelihood.check_support(x)
+        eps = standard_normal((settings.n_samples, len(data), model.latent), generator, device)
+        eps = eps[0] if settings.n_samples == 1 else eps
+        yield Batch(x, model.told(data), eps, 1 / len(data))
 
 
 def fingerprint(data: Images) -> str:

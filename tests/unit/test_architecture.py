@@ -13,7 +13,7 @@ LAYERS = [
     {"checks", "deprecated", "display", "files", "parallel", "report"},
     {"device"},
     {"figures", "history", "images", "likelihoods", "monte_carlo", "reparameterization"},
-    {"divergences", "folders", "gradient_estimators"},
+    {"divergences", "folders", "gradient_estimators", "toy_images"},
     {"distributions"},
     {"bayes", "data", "linear_gaussian", "patient"},
     {"loss_terms", "models"},

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from vae_book import training
 from vae_book.checkpoints import read_checkpoint
 from vae_book.data import load_images
 from vae_book.evaluation import average_elbo
@@ -1042,3 +1043,49 @@ def test_a_learned_prior_is_not_left_without_its_divergence():
     model = CVAE(3, 5, classes=10, learned_prior=True)
     with pytest.raises(ValueError, match=r"^objective: expected the penalty 'kl'"):
         fit(model, gray(), epochs=1, objective=Objective(penalty="naive"))
+
+
+@pytest.mark.parametrize("make", [tiny, conditional])
+@pytest.mark.parametrize("n_samples", [1, 2])
+def test_a_stream_of_the_same_batches_is_the_same_training(make, n_samples):
+    data, settings = gray(), training.Settings(**SETTINGS, n_samples=n_samples)
+    results = []
+    for streamed in (False, True):
+        model = make()
+        optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
+        parts = list(training.batches(model, data, settings, 2))
+        if streamed:
+            # The loader gives the images in that order; the noise is another, so that of `batches`
+            # takes its place.
+            order = torch.cat([(N * part.x[:, 0, 0, 0]).round().long() for part in parts])
+            rows = order.split(settings.batch_size)
+            loader = [(data.images[part], data.labels[part]) for part in rows]
+            own = list(training.stream(model, loader, settings, 2))
+            assert [each.eps.shape for each in own] == [each.eps.shape for each in parts]
+            assert all(abs(each.eps.mean().item()) < 1 for each in own)
+            parts = [a._replace(eps=b.eps) for a, b in zip(own, parts, strict=True)]
+        totals = training.train_epoch(model, iter(parts), optimizer, settings, 2)
+        results.append((totals, model.state_dict()))
+    (totals, weights), (streamed_totals, streamed_weights) = results
+    assert torch.equal(totals, streamed_totals)
+    assert all(torch.equal(weights[name], streamed_weights[name]) for name in weights)
+
+
+def test_a_stream_has_other_noise_in_each_epoch_and_draws_binary_pixels_if_asked():
+    data = gray()
+    loader = [(data.images, data.labels)]
+    first, again, next_one = (
+        next(training.stream(tiny(), loader, training.Settings(resample=True), epoch))
+        for epoch in (0, 0, 1)
+    )
+    assert torch.equal(first.eps, again.eps)
+    assert not torch.equal(first.eps, next_one.eps)
+    assert set(first.x.unique().tolist()) == {0, 1}
+    assert not torch.equal(first.x, next_one.x)
+
+
+@pytest.mark.parametrize("change", [lambda x: x[..., :14], lambda x: 255 * x, lambda x: x / 0])
+def test_a_stream_looks_at_each_batch(change):
+    data = gray()
+    with pytest.raises(ValueError, match=r"^(x|images): "):
+        next(training.stream(tiny(), [(change(data.images), data.labels)], training.Settings()))

@@ -1,0 +1,145 @@
+"""A chapter on another reader's machine: images of their own, a device that knows no float64.
+
+    python -m tests.other_machine CHAPTER.ipynb FOLDER
+
+runs the chapter's cells on the pictures of a folder, as ``VAE_BOOK_DATASET`` does, and on a device
+that behaves as Apple's MPS does. There is none here: tensors that are sent to ``cpu:0`` carry a
+mark, and so does all that is computed from them, until ``.cpu()`` brings them home. A marked tensor
+refuses float64, numpy, and tensors that were never sent.
+"""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import IPython.display
+import matplotlib.pyplot as plt
+import nbformat
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_iter, tree_map
+
+from vae_book import display
+
+DEVICE = torch.device("cpu", 0)
+SENT = {"to", "copy_", "type_as", "set_", "__set__", "__getitem__", "__setitem__"}
+
+
+class Marked(torch.Tensor):
+    """A tensor that is not on the CPU, as far as a chapter can tell."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        """Compute as usual; what comes out is marked where it would be on the device."""
+        kwargs = kwargs or {}
+        name = getattr(function, "__name__", "")
+        if function == torch.Tensor.device.__get__:
+            return DEVICE
+        if name in ("numpy", "__array__"):
+            raise TypeError("can't convert a tensor of the device to numpy; .cpu() comes first")
+        wanted = [*args[1:], *kwargs.values()]
+        if name in ("__format__", "__repr__"):
+            return function(*tree_map(_plain, args), **kwargs)
+        goes_home = name == "cpu" or (name == "to" and any(map(_is_home, wanted)))
+        if not goes_home:
+            refuse_float64(name, wanted)
+            refuse_strangers(name, args, kwargs)
+        result = super().__torch_function__(function, types, args, kwargs)
+        if isinstance(result, torch.Size):
+            return result
+        return tree_map(_plain if goes_home else _marked, result)
+
+    def __deepcopy__(self, memo):
+        """A copy that is on the device, too, and a parameter of a model if this is one."""
+        copy = self.detach().clone().requires_grad_(self.requires_grad)
+        return torch.nn.Parameter(copy, copy.requires_grad) if _is_parameter(self) else copy
+
+
+class OnTheDevice(TorchFunctionMode):
+    """Marks what is made on the device or sent there, the weights of models among them."""
+
+    def __enter__(self):
+        """From here on."""
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        """To here."""
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
+        return super().__exit__(*error)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        """Call the function, and look where its result should be."""
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        wanted = [*args[1:], *kwargs.values()] if args else list(kwargs.values())
+        if not any(map(_is_there, wanted)):
+            return result
+        refuse_float64(getattr(function, "__name__", ""), [*wanted, *map(_type, tree_iter(result))])
+        return tree_map(_marked, result)
+
+
+def refuse_float64(name, wanted):
+    """As MPS does."""
+    if name == "double" or any(each in (torch.float64, float) for each in map(_type, wanted)):
+        raise TypeError(f"{name}: the device has no float64; .cpu() comes before .double()")
+
+
+def refuse_strangers(name, args, kwargs):
+    """As every device does; single numbers may come along, and places in a tensor."""
+    if name in SENT or name[:1] == "_" != name[1:2]:
+        return
+    for each in tree_iter((args, kwargs)):
+        if isinstance(each, torch.Tensor) and not isinstance(each, Marked) and each.ndim:
+            raise RuntimeError(f"{name}: one tensor is on the device, and another is not")
+
+
+def _type(value):
+    return value.dtype if type(value) is torch.Tensor else value
+
+
+def _is_there(value):
+    return isinstance(value, torch.device | str) and value in (DEVICE, str(DEVICE))
+
+
+def _is_home(value):
+    return isinstance(value, torch.device | str) and value in (torch.device("cpu"), "cpu")
+
+
+def _is_parameter(value):
+    return isinstance(value, torch.nn.Parameter)
+
+
+def _marked(value):
+    return value.as_subclass(Marked) if type(value) is torch.Tensor else value
+
+
+def _plain(value):
+    return value.as_subclass(torch.Tensor) if isinstance(value, Marked) else value
+
+
+def main():
+    """Run the cells in turn."""
+    chapter, folder = map(os.path.abspath, sys.argv[1:])
+    os.chdir(Path(chapter).parent)
+    os.environ.update(VAE_BOOK_DATASET=folder, VAE_BOOK_DEVICE="cpu:0")
+    display.png = lambda figure: plt.close(figure) or b""  # drawing takes longer than the rest
+    IPython.display.display = lambda *shown, **options: None
+    names = {"__name__": "__main__"}
+    failed = False
+    for number, cell in enumerate(nbformat.read(chapter, as_version=4).cells):
+        if cell.cell_type == "code":
+            try:
+                with OnTheDevice():
+                    exec(
+                        compile(cell.source, f"{Path(chapter).stem}, cell {number}", "exec"), names
+                    )
+            except Exception:
+                failed = True
+                traceback.print_exc()
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

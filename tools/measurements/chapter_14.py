@@ -1,0 +1,100 @@
+"""Drawn shapes: what each choice does to the bound, and ways of loading (chapter 14)."""
+
+import statistics
+import tempfile
+import time
+
+import torch
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from measurements.common import SEEDS, protocol
+from vae_book.device import describe
+from vae_book.evaluation import average_elbo
+from vae_book.images import Images
+from vae_book.likelihoods import Gaussian
+from vae_book.models import VAE
+from vae_book.toy_images import draw_shapes, write_pictures
+from vae_book.training import Settings, batches, fit, stream, train_epoch
+
+
+def chapter_14() -> list[dict]:
+    """Drawn shapes: the bound against d, width, step size and number of images; ways of loading."""
+    data, valid = draw_shapes(2000), draw_shapes(1000, seed=1)
+    swept = {
+        "latent": [1, 2, 4, 8, 16],
+        "hidden": [50, 100, 200, 400],
+        "lr": [3e-4, 1e-3, 3e-3, 1e-2],
+        "images": [250, 500, 1000, 2000],
+    }
+    known: dict[tuple, dict] = {}
+    rows = []
+    for name, values in swept.items():
+        for value in values:
+            chosen = {"latent": 8, "hidden": 200, "lr": 3e-3, "images": 2000} | {name: value}
+            found = known.get(tuple(chosen.values())) or of_shapes(data, valid, **chosen)
+            known[tuple(chosen.values())] = found
+            rows.append({"varied": name, "value": value, **found})
+            print(name, value, found["held_out"], flush=True)
+    return [*rows, *ways_of_loading(data)]
+
+
+def of_shapes(
+    data: Images, valid: Images, latent: int, hidden: int, lr: float, images: int
+) -> dict:
+    """A VAE of some drawn shapes: its bound in training and on others, over all seeds.
+
+    All take as many steps, however few images they see.
+    """
+    train, epochs = data[:images], 10 * 2000 // images
+    bounds, trained = [], []
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        model = VAE(latent, hidden, train.shape, Gaussian(0.1, variance="shared"))
+        fit(model, train, epochs=epochs, lr=lr, batch_size=32, seed=seed)
+        bounds.append(average_elbo(model, valid, seed=seed))
+        trained.append(average_elbo(model, train, seed=seed).negative_elbo)
+    network = f"VAE 768-{hidden}-{latent}, Gaussian with a shared variance"
+    return {
+        **protocol(network, train, bounds[0], f"{lr:g}", 32),
+        "tested_on": f"other drawn shapes, {len(valid)} images",
+        "epochs": epochs,
+        "held_out": statistics.mean(bound.negative_elbo for bound in bounds),
+        "spread_over_seeds": statistics.stdev(bound.negative_elbo for bound in bounds),
+        "train": statistics.mean(trained),
+    }
+
+
+def ways_of_loading(data: Images) -> list[dict]:
+    """Seconds of an epoch with the images in memory and with a DataLoader that reads the files."""
+    as_levels = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    rows, settings = [], Settings(lr=3e-3, batch_size=32)
+    with tempfile.TemporaryDirectory() as folder:
+        write_pictures(data, folder)
+        files = ImageFolder(folder, as_levels)
+        for name, workers in {"in memory": None, "0 workers": 0, "2 workers": 2}.items():
+            torch.manual_seed(0)
+            model = VAE(8, 200, data.shape, Gaussian(0.1, variance="shared"))
+            optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
+            seconds = []
+            for epoch in range(5):
+                start = time.perf_counter()
+                if workers is None:
+                    parts = batches(model, data, settings, epoch)
+                else:
+                    loader = DataLoader(files, settings.batch_size, True, num_workers=workers)
+                    parts = stream(model, loader, settings, epoch)
+                train_epoch(model, parts, optimizer, settings, epoch)
+                seconds.append(time.perf_counter() - start)
+            rows.append(
+                {
+                    "varied": "loading",
+                    "value": name,
+                    "trained_on": f"{len(data)} PNG files of 16 x 16 pixels",
+                    "seconds_of_an_epoch": statistics.median(seconds),
+                    "epochs": 5,
+                    "device": describe(torch.device("cpu")),
+                }
+            )
+    return rows
