@@ -15,18 +15,30 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vae_book.annealing import annealed_log_likelihood, both_sides
+from vae_book.budget import correlation_gain, nats_budget
 from vae_book.checkpoints import write_checkpoint
 from vae_book.data import load_images
 from vae_book.device import best_device, describe, seeded
-from vae_book.evaluation import Bound, active_units, average_elbo, log_likelihood
+from vae_book.evaluation import (
+    Bound,
+    Measurement,
+    active_units,
+    average_elbo,
+    log_likelihood,
+)
 from vae_book.files import replacing
 from vae_book.history import History
 from vae_book.images import DataError, Images, binarize, quadrants
-from vae_book.models import VAE, CompletionVAE, ConvVAE
+from vae_book.likelihoods import Bernoulli
+from vae_book.models import CVAE, VAE, CompletionVAE, ConvVAE
+from vae_book.monte_carlo import Estimate, average
+from vae_book.objectives import Objective
 from vae_book.training import fit
 
 RESULTS = Path(__file__).parents[1] / "book" / "results"
@@ -197,6 +209,140 @@ def completion(train: Images, test: Images) -> dict:
     }
 
 
+def chapter_13() -> list[dict]:
+    """Both sides of log p(x), budgets of three models, weighted objectives, and 105 against 87."""
+    train = load_images("train", "bundled")
+    test = binary(load_images("test", "bundled"))
+    rows = [*budgets(train, test), *objectives(train, test), *steps_to_87()]
+    device = describe(train.images.device)
+    return [{"pixels": "binary", "seeds": list(SEEDS), "device": device, **row} for row in rows]
+
+
+def binary(data: Images, seed: int = 0) -> Images:
+    """The images, made black and white once."""
+    return data.with_images(binarize(data.images, seeded(seed)))
+
+
+def over_seeds(runs: list[dict[str, Estimate]]) -> dict[str, dict]:
+    """Of each line the mean over seeds, its standard error over images, and the spread of seeds."""
+    return {
+        name: {
+            "value": statistics.mean(float(run[name].value) for run in runs),
+            "standard_error": statistics.mean(float(run[name].standard_error) for run in runs),
+            "spread_over_seeds": statistics.stdev(float(run[name].value) for run in runs),
+        }
+        for name in runs[0]
+    }
+
+
+def trained(kind: Callable[..., VAE], train: Images, seed: int, **options: Any) -> VAE:
+    """A model of black and white pixels, trained on fresh ones in each step."""
+    torch.manual_seed(seed)
+    model = kind(likelihood=Bernoulli()).to(train.images.device)
+    fit(model, train, seed=seed, resample=True, epochs=8, batch_size=32, **options)
+    return model
+
+
+def described(train: Images, test: Images, model: str) -> dict:
+    """The protocol of what `trained` made."""
+    return {
+        "model": f"{model}, Adam 1e-3, batch 32, 8 epochs, fresh binary pixels in each step",
+        "trained_on": f"{train.source}, {len(train)} images",
+        "tested_on": f"{test.source} {test.split}, {len(test)} images, binarized once with seed 0",
+    }
+
+
+def budgets(train: Images, test: Images) -> list[dict]:
+    """The budget in nats of three models with ten latent units and equally many steps.
+
+    Of the VAE the bounds from both sides as well, on images that it made.
+    """
+    kinds = {"VAE": partial(VAE, 10), "CVAE": partial(CVAE, 10), "ConvVAE": partial(ConvVAE, 10)}
+    test, seen, rows = test[:: len(test) // 40], binary(train)[:: len(train) // 40], []
+    for name, kind in kinds.items():
+        models = [trained(kind, train, seed) for seed in SEEDS]
+        lines = over_seeds([budget(model, test, seen, name != "ConvVAE") for model in models])
+        rows.append({"part": "budget", "name": name, **described(train, test, name), **lines})
+        if name == "VAE":
+            rows += [both(models, n) for n in (25, 100, 400)]
+    return rows
+
+
+def budget(model: VAE, data: Images, seen: Images, annealed: bool) -> dict[str, Estimate]:
+    """The lines of a budget; with the weighted bound for log p(x) where chains take too long."""
+    options, log_evidence = {"n_samples": 100, "steps": 60}, None
+    if annealed:
+        log_evidence = annealed_log_likelihood(model, data, n_temperatures=100, n_chains=4)
+    found = nats_budget(model, data, **options, log_evidence=log_evidence)
+    return {
+        "log_evidence": found.log_evidence,
+        "elbo": found.elbo,
+        "approximation_gap": found.approximation_gap,
+        "correlation_gain": correlation_gain(model, data, **options),
+        "amortization_gap": found.amortization_gap,
+        "amortization_gap_train": nats_budget(model, seen, **options).amortization_gap,
+        "elbo_train": nats_budget(model, seen, n_samples=100, steps=0).elbo,
+        **found.split._asdict(),
+    }
+
+
+def both(models: list[VAE], n_temperatures: int) -> dict:
+    """Lower and upper bounds on log p(x) of images that the models made."""
+    runs = []
+    for seed, model in zip(SEEDS, models, strict=True):
+        found = both_sides(model, 16, n_temperatures=n_temperatures, n_chains=4, seed=seed)
+        lines = {"lower": found.lower, "upper": found.upper, "gap": found.upper - found.lower}
+        runs.append({name: average(each.double()) for name, each in lines.items()})
+    return {"part": "both sides", "n_temperatures": n_temperatures, **over_seeds(runs)}
+
+
+def objectives(train: Images, test: Images) -> list[dict]:
+    """The same small VAE trained by the ELBO and by weighted bounds of eight draws."""
+    rows = []
+    for bound, draws in (("elbo", 1), ("elbo", 8), ("iwae", 8), ("iwae-dreg", 8)):
+        runs = []
+        for seed in SEEDS:
+            options = {"n_samples": draws, "objective": Objective(bound=bound)}
+            model = trained(partial(VAE, 10, 100), train, seed, **options)
+            elbo = average_elbo(model, test, n_samples=10)
+            weighted = log_likelihood(model, test, n_samples=500)
+            active = Estimate(torch.tensor(active_units(model, test)), torch.tensor(0))
+            runs.append({"elbo": line(elbo), "weighted": line(weighted), "active_units": active})
+        protocol = described(train, test, "VAE 784-100-10")
+        row = {"part": "objectives", "objective": bound, "draws": draws, **protocol}
+        rows.append(row | over_seeds(runs))
+    return rows
+
+
+def line(found: Measurement) -> Estimate:
+    """A measurement as a line of `over_seeds`."""
+    return Estimate(torch.tensor(found.value), torch.tensor(found.standard_error))
+
+
+def steps_to_87() -> list[dict]:
+    """The network of chapter 8 on all of MNIST, one change of the quantity at a time."""
+    train, test = load_images("train", "full"), load_images("test", "full")[::10]
+    runs = []
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        model = VAE().to(train.images.device)
+        fit(model, train, epochs=10, seed=seed)
+        gray = average_elbo(model, test, seed=seed)
+        model.likelihood = Bernoulli()
+        black = average_elbo(model, binary(test), seed=seed)
+        weighted = log_likelihood(model, binary(test), n_samples=1000, seed=seed)
+        runs.append({"gray": line(gray), "binary": line(black), "log_evidence": line(weighted)})
+    return [
+        {
+            "part": "steps",
+            "model": "VAE 784-400-20, Adam 1e-3, batch 128, 10 epochs, gray levels",
+            "trained_on": f"full, {len(train)} images",
+            "tested_on": f"full test, every tenth image, {len(test)} images",
+            **over_seeds(runs),
+        }
+    ]
+
+
 def mlp_bounds(train: Images, test: Images, epochs: tuple[int, ...]) -> list[dict]:
     """One row for each number of epochs, over all seeds; each seed is trained once."""
     runs: dict[int, list[dict]] = {n: [] for n in epochs}
@@ -248,7 +394,7 @@ def protocol(
 
 
 def main() -> None:
-    chapters = {each.__name__: each for each in (chapter_07, chapter_08, chapter_09, chapter_11)}
+    chapters = {each.__name__: each for each in (chapter_07, chapter_08, chapter_09, chapter_11, chapter_13)}
     asked = sys.argv[1:] or list(chapters)
     if unknown := set(asked) - set(chapters):
         raise SystemExit(f"expected some of {', '.join(chapters)}, got {', '.join(unknown)}")

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vae_book.figures import BLACK, BLUE, GRAY, GREEN, ORANGE, STYLE, WIDTH, draw_images
+from vae_book.figures import BLACK, BLUE, CYCLE, GRAY, GREEN, ORANGE, STYLE, WIDTH, draw_images
 from vae_book.history import History
 
 
@@ -93,6 +93,33 @@ def gaps(bounds: Mapping[str, float], ceiling: float, x_label: str) -> Figure:
         axis.margins(y=0.2)
         axis.grid(visible=False, axis="x")
         axis.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def accounts(
+    lines: Mapping[str, Mapping[str, tuple[float, float]]], x_label: str
+) -> Figure:
+    """The lines of an account, each as one bar for every model, with its standard error.
+
+    Args:
+        lines: by the name of a line, and in it by that of a model, the value and its error.
+        x_label: what the values are, with units.
+    """
+    names = list(dict.fromkeys(name for line in lines.values() for name in line))
+    height = 0.8 / len(names)
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(WIDTH, 0.3 * len(lines) * len(names) + 1.2))
+        for i, (name, (color, _, _)) in enumerate(zip(names, CYCLE, strict=False)):
+            places = [j + (i - (len(names) - 1) / 2) * height for j in range(len(lines))]
+            values, errors = zip(*(line[name] for line in lines.values()), strict=True)
+            bar = {"color": color, "hatch": ("", "//", "..", "xx", "\\\\")[i], "ec": "white"}
+            axis.barh(places, values, height, label=name, lw=0, **bar)
+            axis.errorbar(values, places, xerr=errors, fmt="none", ecolor=BLACK, capsize=3, lw=1.5)
+        axis.set_yticks(range(len(lines)), list(lines))
+        axis.set_xlabel(x_label)
+        axis.invert_yaxis()
+        axis.grid(visible=False, axis="y")
+        figure.legend(loc="outside upper center", ncols=len(names), frameon=False, fontsize=10)
     return figure
 
 

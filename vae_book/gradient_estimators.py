@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vae_book.checks import last_axis, numeric, real_number
+from vae_book.checks import enough_draws, last_axis, numeric, real_number
 from vae_book.reparameterization import reparameterize
 
 Function = Callable[[Tensor], Tensor]
@@ -112,6 +112,24 @@ def score_function_gradient(
     by_log_var = 0.5 * (eps.square() - 1)
     weight = centered.unsqueeze(-1)
     return GaussianGradient(weight * by_mu, weight * by_log_var)
+
+
+@numeric
+def signal_to_noise(gradients: Float[Tensor, "n ..."]) -> Float[Tensor, "..."]:
+    """The size of the mean of a gradient's draws in units of their standard deviation.
+
+    Equation ``eq-snr`` (chapter 13); Rainforth et al. (2018), section 3. Where all draws are
+    the same it is infinite, and 0 where they are all 0.
+
+    Args:
+        gradients: n independent draws of the gradient, shape (n, ...), n at least 2.
+
+    Raises:
+        ValueError: there are fewer than two draws.
+    """
+    enough_draws(gradients=gradients)
+    mean = gradients.mean(0).abs()
+    return torch.where(mean == 0, 0.0, mean / gradients.std(0))
 
 
 class Quadratic:

@@ -10,7 +10,12 @@ from numpy.polynomial.hermite_e import hermegauss
 from scipy.stats import norm
 from torch.distributions import Normal
 
-from vae_book.gradient_estimators import Quadratic, pathwise_gradient, score_function_gradient
+from vae_book.gradient_estimators import (
+    Quadratic,
+    pathwise_gradient,
+    score_function_gradient,
+    signal_to_noise,
+)
 from vae_book.linear_gaussian import LinearGaussian
 from vae_book.monte_carlo import average
 from vae_book.reparameterization import reparameterize
@@ -21,6 +26,23 @@ LOG_VAR = torch.tensor([[0.5, -4.0, 2.0], [1.0, -1.0, 3.0]], dtype=torch.float64
 
 def noise(*shape):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+# Signal to noise ----------------------------------------------------------------------------------
+
+
+@pytest.mark.equation("eq-snr", route="the moments of a normal distribution", rel=0.02)
+def test_signal_to_noise_is_the_mean_in_standard_deviations(agree):
+    mean, deviation = torch.tensor([1.0, -3.0, 0.5]), torch.tensor([2.0, 0.5, 0.1])
+    found = signal_to_noise(mean + deviation * noise(200_000, 3))
+    agree(found, mean.abs() / deviation)
+
+
+def test_signal_to_noise_without_noise_is_infinite_and_without_signal_zero():
+    found = signal_to_noise(torch.tensor([[2.0, 0.0, 1.0], [2.0, 0.0, -1.0]]))
+    assert found.tolist() == [float("inf"), 0.0, 0.0]
+    with pytest.raises(ValueError, match="n >= 2"):
+        signal_to_noise(torch.zeros(1, 3))
 
 
 # Any covariance -----------------------------------------------------------------------------------
