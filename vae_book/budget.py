@@ -278,8 +278,9 @@ def information(
     """E[log q(z | x) - log q(z)] over draws of q(z | x), of each image, in nats.
 
     The average over images is the mutual information of image and z, equation ``eq-kl-split``
-    (chapter 13); Hoffman and Johnson (2016). q(z) is the average of all q(z | x). Given y, it is the average over the images of the same y,
-    and an image of which no other shares the y has no information.
+    (chapter 13); Hoffman and Johnson (2016). q(z) is the average of all
+    q(z | x). Given y, it is the average over the images of the same y, and an image of which no
+    other shares the y has no information.
 
     Args:
         q_z: q(z | x) of each image.

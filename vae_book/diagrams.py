@@ -96,9 +96,7 @@ def gaps(bounds: Mapping[str, float], ceiling: float, x_label: str) -> Figure:
     return figure
 
 
-def accounts(
-    lines: Mapping[str, Mapping[str, tuple[float, float]]], x_label: str
-) -> Figure:
+def accounts(lines: Mapping[str, Mapping[str, tuple[float, float]]], x_label: str) -> Figure:
     """The lines of an account, each as one bar for every model, with its standard error.
 
     Args:

@@ -80,7 +80,10 @@ def test_gaps_hang_from_the_ceiling():
 
 
 def test_accounts_are_bars_with_their_errors():
-    lines = {"gap": {"one": (2.0, 0.1), "two": (3.0, 0.2)}, "KL": {"one": (5.0, 0.3), "two": (4, 0)}}
+    lines = {
+        "gap": {"one": (2.0, 0.1), "two": (3.0, 0.2)},
+        "KL": {"one": (5.0, 0.3), "two": (4, 0)},
+    }
     figure = diagrams.accounts(lines, "nats")
     (axis,) = figure.axes
     bars = [(round(bar.get_y() + bar.get_height() / 2, 6), bar.get_width()) for bar in axis.patches]
