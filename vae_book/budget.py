@@ -255,8 +255,8 @@ def correlation_gain(
     n_samples, generator, noise = whole_number("n_samples", n_samples), seeded(seed), seeded(seed)
     gains = []
     for x, y in chunks(model, data, 8):
-        options = {"steps": steps, "n_samples": 8, "generator": generator}
-        diagonal, full = refined(model, x, y, **options), refined_full(model, x, y, **options)
+        diagonal = refined(model, x, y, steps=steps, generator=generator)
+        full = refined_full(model, x, y, steps=steps, generator=generator)
         start = FullRank(diagonal.mu, diagonal.sigma.diag_embed())
         with torch.no_grad():
             total = torch.zeros_like(diagonal.mu[:, 0])

@@ -110,8 +110,10 @@ def accounts(lines: Mapping[str, Mapping[str, tuple[float, float]]], x_label: st
         for i, (name, (color, _, _)) in enumerate(zip(names, CYCLE, strict=False)):
             places = [j + (i - (len(names) - 1) / 2) * height for j in range(len(lines))]
             values, errors = zip(*(line[name] for line in lines.values()), strict=True)
-            bar = {"color": color, "hatch": ("", "//", "..", "xx", "\\\\")[i], "ec": "white"}
-            axis.barh(places, values, height, label=name, lw=0, **bar)
+            hatch = ("", "//", "..", "xx", "||")[i]
+            axis.barh(
+                places, values, height, label=name, color=color, hatch=hatch, ec="white", lw=0
+            )
             axis.errorbar(values, places, xerr=errors, fmt="none", ecolor=BLACK, capsize=3, lw=1.5)
         axis.set_yticks(range(len(lines)), list(lines))
         axis.set_xlabel(x_label)
