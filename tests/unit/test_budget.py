@@ -219,7 +219,8 @@ def test_what_is_told_is_told_to_the_full_gaussian_too(kind):
         z = q_z.rsample(eps[0])
         pixels = model.decode(z, told).log_prob(data.images)
         entropy = Normal(q_z.mu, q_z.sigma).entropy().sum(-1)
-        expected = pixels + Normal(0.0, 1.0).log_prob(z).sum(-1) + entropy
+        p_z = model.prior(told)
+        expected = pixels + Normal(p_z.mu, p_z.sigma).log_prob(z).sum(-1) + entropy
     torch.testing.assert_close(full, expected)
     assert correlation_gain(model, data, n_samples=4, steps=2).value.isfinite()
 
