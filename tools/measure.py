@@ -15,6 +15,7 @@ from measurements.chapter_08 import chapter_08, chapter_08_seeds
 from measurements.chapter_09 import chapter_09
 from measurements.chapter_10 import chapter_10
 from measurements.chapter_11 import chapter_11
+from measurements.chapter_13 import chapter_13
 from measurements.chapter_14 import chapter_14
 from measurements.common import RESULTS
 from vae_book.device import best_device, describe
@@ -28,6 +29,7 @@ MEASUREMENTS = (
     chapter_09,
     chapter_10,
     chapter_11,
+    chapter_13,
     chapter_14,
 )
 

@@ -184,10 +184,10 @@ def anneal(
 ) -> Annealed:
     """Chains from the prior to the posterior; or, from given z, from the posterior to the prior.
 
-    Neal (2001), with the transitions of Wu et al. (2017). Forwards the
-    weights average to p(x), so that the logarithm of their average is on average too low.
-    Backwards, from exact draws of the posterior, their inverses average to 1 / p(x): too high
-    (Grosse, Ghahramani and Adams, 2015).
+    Equation ``eq-annealed-weight`` (chapter 13); Neal (2001), with the transitions of Wu et al.
+    (2017). Forwards the weights average to p(x), so that the logarithm of their average is on
+    average too low. Backwards, from exact draws of the posterior, their inverses average to
+    1 / p(x): too high (Grosse, Ghahramani and Adams, 2015).
 
     Args:
         target: the images and their model.
@@ -279,9 +279,10 @@ def both_sides(
 ) -> Sides:
     """Bounds on log p(x) from below and from above, for images that the model makes.
 
-    The z from which an image was made is an exact draw of its posterior; Grosse, Ghahramani and
-    Adams (2015), Wu et al. (2017). The gap between the averages says how good chains like these
-    are; on real images there is no such z, and so no upper bound.
+    Equation ``eq-both-sides`` (chapter 13). The z from which an image was made is an exact draw of
+    its posterior; Grosse, Ghahramani and Adams (2015), Wu et al. (2017). The gap between the
+    averages says how good chains like these are; on real images there is no such z, and so no upper
+    bound.
 
     Args:
         model: any model of the book.

@@ -332,7 +332,8 @@ def compress(
     """A file from which `decompress` makes the images again, bit for bit, with the same model.
 
     Its length, without the initial bits (see `Facts`), is that of the images' negative ELBO in
-    bits, on average over the draws of z, and 23 to 27 bytes more. Townsend, Bird and Barber (2019).
+    bits, equation ``eq-bits-back`` (chapter 13), on average over the draws of z, and 23 to 27 bytes
+    more. Townsend, Bird and Barber (2019).
 
     Args:
         model: the VAE. Its likelihood has to give probabilities to the levels, as `Bernoulli` does

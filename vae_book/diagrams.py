@@ -124,6 +124,33 @@ def gaps(bounds: Mapping[str, float], ceiling: float, x_label: str) -> Figure:
     return figure
 
 
+def accounts(lines: Mapping[str, Mapping[str, tuple[float, float]]], x_label: str) -> Figure:
+    """The lines of an account, each as one bar for every model, with its standard error.
+
+    Args:
+        lines: by the name of a line, and in it by that of a model, the value and its error.
+        x_label: what the values are, with units.
+    """
+    names = list(dict.fromkeys(name for line in lines.values() for name in line))
+    height = 0.8 / len(names)
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(WIDTH, 0.3 * len(lines) * len(names) + 1.2))
+        for i, (name, (color, _, _)) in enumerate(zip(names, CYCLE, strict=False)):
+            places = [j + (i - (len(names) - 1) / 2) * height for j in range(len(lines))]
+            values, errors = zip(*(line[name] for line in lines.values()), strict=True)
+            hatch = ("", "//", "..", "xx", "||")[i]
+            axis.barh(
+                places, values, height, label=name, color=color, hatch=hatch, ec="white", lw=0
+            )
+            axis.errorbar(values, places, xerr=errors, fmt="none", ecolor=BLACK, capsize=3, lw=1.5)
+        axis.set_yticks(range(len(lines)), list(lines))
+        axis.set_xlabel(x_label)
+        axis.invert_yaxis()
+        axis.grid(visible=False, axis="y")
+        figure.legend(loc="outside upper center", ncols=len(names), frameon=False, fontsize=10)
+    return figure
+
+
 def areas(prior: Mapping[str, float], likelihood: Mapping[str, Mapping[str, float]]) -> Figure:
     """A unit square cut into one column a cause, and each column into its effects.
 

@@ -187,6 +187,24 @@ def split_variance(draws: Float[Tensor, "n K ..."]) -> VarianceSplit:
     return VarianceSplit(draws.mean(1).var(0) - z / draws.shape[1], z)
 
 
+@numeric
+def signal_to_noise(gradients: Float[Tensor, "n ..."]) -> Float[Tensor, "..."]:
+    """The size of the mean of a gradient's draws in units of their standard deviation.
+
+    Equation ``eq-snr`` (chapter 13); Rainforth et al. (2018), section 3. Where all draws are
+    the same it is infinite, and 0 where they are all 0.
+
+    Args:
+        gradients: n independent draws of the gradient, shape (n, ...), n at least 2.
+
+    Raises:
+        ValueError: there are fewer than two draws.
+    """
+    enough_draws(gradients=gradients)
+    mean = gradients.mean(0).abs()
+    return torch.where(mean == 0, 0.0, mean / gradients.std(0))
+
+
 class Quadratic:
     """f(z) = sum_j a_j (z_j - c_j)^2 / 2, on which everything about the estimators is known.
 

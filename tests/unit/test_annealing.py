@@ -54,22 +54,24 @@ def many_chains(T, size, **options):
     return anneal(target(), schedule(T), steps(size, T), n_chains=20_000, **noise, **options)
 
 
+@pytest.mark.equation("eq-annealed-weight", route="the exact log_evidence", standard_errors=4)
 @pytest.mark.parametrize(("T", "size"), [(1, 0.4), (3, 0.4), (3, 0.05), (6, 0.7)])
-def test_forwards_the_weights_average_to_the_evidence_whatever_the_steps(T, size):
+def test_forwards_the_weights_average_to_the_evidence_whatever_the_steps(agree, T, size):
     found = many_chains(T, size)
     ratio = average((found.log_weights[:, 0] - EXACT.log_evidence(X)).exp())
-    assert abs(ratio.value - 1) < 4 * ratio.standard_error
+    agree(ratio, 1)
     assert ratio.standard_error < 0.08
 
 
+@pytest.mark.equation("eq-both-sides", route="the exact log_evidence", standard_errors=4)
 @pytest.mark.parametrize(("T", "size"), [(3, 0.4), (6, 0.4), (6, 0.7)])
-def test_backwards_their_inverses_average_to_that_of_the_evidence(T, size):
+def test_backwards_their_inverses_average_to_that_of_the_evidence(agree, T, size):
     z = MultivariateNormal(*EXACT.posterior(X)).loc + (
         normals(20_000, 2) @ torch.linalg.cholesky(EXACT.posterior(X).cov).T
     )
     found = many_chains(T, size, z=z.unsqueeze(1))
     ratio = average((EXACT.log_evidence(X) - found.log_weights[:, 0]).exp())
-    assert abs(ratio.value - 1) < 4 * ratio.standard_error
+    agree(ratio, 1)
     assert ratio.standard_error < 0.08
 
 

@@ -15,7 +15,14 @@ from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_diverg
 
 from tests.numbers import double, normals, refused
 from vae_book import budget
-from vae_book.budget import information, nats_budget, refined
+from vae_book.budget import (
+    FullRank,
+    correlation_gain,
+    information,
+    nats_budget,
+    refined,
+    refined_full,
+)
 from vae_book.device import seeded
 from vae_book.distributions import DiagonalGaussian, Distribution
 from vae_book.images import Images
@@ -57,7 +64,10 @@ def small(kind):
 # The gaps ----------------------------------------------------------------------------------------
 
 
-def test_with_the_best_encoder_all_that_is_missing_is_the_approximation_gap():
+@pytest.mark.equation(
+    "eq-nats-budget", route="torch.distributions.kl_divergence to the posterior", standard_errors=4
+)
+def test_with_the_best_encoder_all_that_is_missing_is_the_approximation_gap(agree):
     """KL(q || p(z | x)) of a diagonal q and a full posterior, the same for all x."""
     x, data = made_data()
     mu, log_var = EXACT.mean_field(x)
@@ -70,7 +80,7 @@ def test_with_the_best_encoder_all_that_is_missing_is_the_approximation_gap():
     evidence = MultivariateNormal(EXACT.b, cov).log_prob(x)
     found = nats_budget(off(), data, n_samples=4000, log_evidence=evidence)
     error = found.approximation_gap.standard_error  # of draws alone: all images have the same gap
-    assert abs(found.approximation_gap.value - gap.mean()) < 4 * error
+    agree(found.approximation_gap, gap.mean())
     assert error < 0.005
     assert abs(found.amortization_gap.value) < 0.002
     assert found.amortization_gap.standard_error < 0.002
@@ -161,6 +171,62 @@ def test_the_refined_q_is_the_one_that_a_minimizer_finds_on_a_grid(kind):
         assert started - found > 0.02
 
 
+# A richer family ---------------------------------------------------------------------------------
+
+
+def test_among_all_gaussians_the_best_is_the_posterior_of_a_linear_model():
+    x, data = made_data(3)
+    best = refined_full(off(0.4, -1.0), data.images, steps=600, n_samples=64, generator=seeded(0))
+    posterior = EXACT.posterior(x)
+    torch.testing.assert_close(best.mu, posterior.mu, rtol=0, atol=0.03)
+    cov = best.scale @ best.scale.mT
+    torch.testing.assert_close(cov, posterior.cov.expand_as(cov), rtol=0, atol=0.05)
+    assert best.scale.diagonal(dim1=-2, dim2=-1).min() > 0
+    assert not best.scale.triu(1).any()
+
+
+def test_the_elbo_of_a_full_gaussian_is_the_closed_form():
+    x, data = made_data(5)
+    scale = double([[0.5, 0.0], [0.3, 0.4]]).expand(5, 2, 2)
+    q = FullRank(normals(5, 2), scale)
+    draws = torch.stack([q.elbo(off(), data.images, normals(1, 5, 2, seed=i)) for i in range(3000)])
+    found = average(draws)
+    exact = EXACT.elbo_full(x, q.mu, scale[0] @ scale[0].T)
+    assert ((found.value - exact).abs() < 4 * found.standard_error).all()
+
+
+def test_in_a_linear_model_correlations_are_all_of_the_approximation_gap():
+    x, data = made_data()
+    gap = (EXACT.log_evidence(x) - EXACT.elbo(x, *EXACT.mean_field(x))).mean().item()
+    found = correlation_gain(off(0.3, 0.5), data, n_samples=2000, steps=400)
+    assert found.value == pytest.approx(gap, abs=0.02)
+    assert found.standard_error < 0.01
+
+
+def test_in_a_model_with_one_unit_there_is_nothing_to_correlate():
+    exact = LinearGaussian(double([[1.0], [0.5]]), double([0.0, 0.3]), 0.8)
+    _, x = exact.sample(20, seeded(3))
+    data = Images(x.reshape(20, 1, 1, 2), torch.zeros(20).long(), "model", "test")
+    found = correlation_gain(linear_vae(exact), data, n_samples=500)
+    assert abs(found.value) < 0.01
+
+
+@pytest.mark.parametrize("kind", [CVAE, CompletionVAE])
+def test_what_is_told_is_told_to_the_full_gaussian_too(kind):
+    model, data = small(kind)
+    told, eps = model.told(data), normals(1, 9, 2)
+    with torch.no_grad():
+        q_z = model.encode(data.images, told)
+        full = FullRank(q_z.mu, q_z.sigma.diag_embed()).elbo(model, data.images, eps, told)
+        z = q_z.rsample(eps[0])
+        pixels = model.decode(z, told).log_prob(data.images)
+        entropy = Normal(q_z.mu, q_z.sigma).entropy().sum(-1)
+        p_z = model.prior(told)
+        expected = pixels + Normal(p_z.mu, p_z.sigma).log_prob(z).sum(-1) + entropy
+    torch.testing.assert_close(full, expected)
+    assert correlation_gain(model, data, n_samples=4, steps=2).value.isfinite()
+
+
 # The KL ------------------------------------------------------------------------------------------
 
 
@@ -175,15 +241,16 @@ def on_a_grid(q_z, units):
     return terms.sum(-1) * (axis[1] - axis[0]) ** len(units)
 
 
+@pytest.mark.equation("eq-kl-split", route="sums over a grid", standard_errors=5)
 @pytest.mark.parametrize("table", [100, 4_000_000])
-def test_mutual_information_is_that_of_a_sum_over_a_grid(monkeypatch, table):
+def test_mutual_information_is_that_of_a_sum_over_a_grid(monkeypatch, agree, table):
     monkeypatch.setattr(budget, "TABLE", table)
     q_z = DiagonalGaussian(normals(12, 2), 0.5 * normals(12, 2, seed=1) - 1)
     repeats = [information(q_z, n_samples=60, generator=seeded(seed)) for seed in range(12)]
     joint, unit = (average(torch.stack(part)) for part in zip(*repeats, strict=True))
     exact = torch.stack([on_a_grid(q_z, [j]) for j in range(2)], dim=-1)
     for found, wanted in ((joint, on_a_grid(q_z, [0, 1])), (unit, exact)):
-        assert ((found.value - wanted).abs() < 5 * found.standard_error).all()
+        agree(found, wanted)
         assert (found.standard_error < 0.06).all()
 
 

@@ -79,6 +79,24 @@ def test_gaps_hang_from_the_ceiling():
     plt.close(figure)
 
 
+def test_accounts_are_bars_with_their_errors():
+    lines = {
+        "gap": {"one": (2.0, 0.1), "two": (3.0, 0.2)},
+        "KL": {"one": (5.0, 0.3), "two": (4, 0)},
+    }
+    figure = diagrams.accounts(lines, "nats")
+    (axis,) = figure.axes
+    bars = [(round(bar.get_y() + bar.get_height() / 2, 6), bar.get_width()) for bar in axis.patches]
+    assert bars == [(-0.2, 2.0), (0.8, 5.0), (0.2, 3.0), (1.2, 4.0)]
+    spans = [part.get_segments() for part in axis.collections]
+    ends = [[segment[:, 0].tolist() for segment in each] for each in spans]
+    assert ends[0] == [pytest.approx([1.9, 2.1]), pytest.approx([4.7, 5.3])]
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["gap", "KL"]
+    assert axis.get_xlabel() == "nats"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two"]
+    plt.close(figure)
+
+
 def test_areas_are_the_joint_probabilities():
     prior = {"rain": 0.25, "dry": 0.75}
     likelihood = {"rain": {"wet": 0.9, "not": 0.1}, "dry": {"wet": 0.2, "not": 0.8}}

@@ -213,6 +213,7 @@ def model_of(latent, hidden, kind):
 ARGUMENTS = {
     "mu": row,
     "log_var": row,
+    "gradients": draws,
     "prior_mu": vector,
     "prior_log_var": vector,
     "eps": numbers((2,), (3, 2), (4, 3, 2), (0, 3, 2)),

@@ -18,6 +18,7 @@ from vae_book.gradient_estimators import (
     bonnet_price_gradient,
     pathwise_gradient,
     score_function_gradient,
+    signal_to_noise,
     split_variance,
 )
 from vae_book.linear_gaussian import LinearGaussian
@@ -30,6 +31,26 @@ LOG_VAR = torch.tensor([[0.5, -4.0, 2.0], [1.0, -1.0, 3.0]], dtype=torch.float64
 
 def noise(*shape):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+# Signal to noise ----------------------------------------------------------------------------------
+
+
+@pytest.mark.equation("eq-snr", route="the moments of a normal distribution", rel=0.02)
+def test_signal_to_noise_is_the_mean_in_standard_deviations(agree):
+    mean, deviation = torch.tensor([1.0, -3.0, 0.5]), torch.tensor([2.0, 0.5, 0.1])
+    found = signal_to_noise(mean + deviation * noise(200_000, 3))
+    agree(found, mean.abs() / deviation)
+
+
+def test_signal_to_noise_without_noise_is_infinite_and_without_signal_zero():
+    found = signal_to_noise(torch.tensor([[2.0, 0.0, 1.0], [2.0, 0.0, -1.0]]))
+    assert found.tolist() == [float("inf"), 0.0, 0.0]
+    with pytest.raises(ValueError, match="n >= 2"):
+        signal_to_noise(torch.zeros(1, 3))
+
+
+# Any covariance -----------------------------------------------------------------------------------
 
 
 # Both estimators ----------------------------------------------------------------------------------

@@ -1,0 +1,126 @@
+"""The budget in nats of three models, both sides of log p(x), and weighted objectives (chapter 13)."""
+
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from measurements.common import SEEDS
+from vae_book.annealing import both_sides
+from vae_book.budget import correlation_gain, nats_budget
+from vae_book.data import load_images
+from vae_book.device import describe, seeded
+from vae_book.evaluation import Measurement, average_elbo, log_likelihood
+from vae_book.images import Images, binarize
+from vae_book.likelihoods import Bernoulli
+from vae_book.models import CVAE, VAE, ConvVAE
+from vae_book.monte_carlo import Estimate, average
+from vae_book.objectives import Objective
+from vae_book.training import fit
+
+
+def chapter_13() -> list[dict]:
+    """Budgets of three models, both sides of log p(x), and weighted objectives."""
+    train = load_images("train", "bundled")
+    test = binary(load_images("test", "bundled"))
+    rows, device = [*budgets(train, test), *objectives(train, test)], train.images.device
+    shared = {"pixels": "binary", "seeds": list(SEEDS), "device": describe(device)}
+    return [{**shared, **row} for row in rows]
+
+
+def binary(data: Images) -> Images:
+    """The images, made black and white once."""
+    return data.with_images(binarize(data.images, seeded(0)))
+
+
+def over_seeds(runs: list[dict[str, Estimate]]) -> dict[str, dict]:
+    """Of each line the mean over seeds, its standard error over images, and the spread of seeds."""
+    return {
+        name: {
+            "value": statistics.mean(float(run[name].value) for run in runs),
+            "standard_error": statistics.mean(float(run[name].standard_error) for run in runs),
+            "spread_over_seeds": statistics.stdev(float(run[name].value) for run in runs),
+        }
+        for name in runs[0]
+    }
+
+
+def trained(kind: Callable[..., VAE], train: Images, seed: int, **options: Any) -> VAE:
+    """A model of black and white pixels, trained on fresh ones in each step."""
+    torch.manual_seed(seed)
+    model = kind(likelihood=Bernoulli()).to(train.images.device)
+    fit(model, train, seed=seed, resample=True, epochs=6, batch_size=32, **options)
+    return model
+
+
+def described(train: Images, test: Images, model: str) -> dict:
+    """The protocol of what `trained` made."""
+    return {
+        "model": f"{model}, Adam 1e-3, batch 32, 6 epochs, fresh binary pixels in each step",
+        "trained_on": f"{train.source}, {len(train)} images",
+        "tested_on": f"{test.source} {test.split}, {len(test)} images, binarized once with seed 0",
+    }
+
+
+def budgets(train: Images, test: Images) -> list[dict]:
+    """The budget in nats of three models with ten latent units and equally many steps.
+
+    Of the VAE the bounds from both sides as well, on images that it made.
+    """
+    kinds = {"VAE": partial(VAE, 10), "CVAE": partial(CVAE, 10), "ConvVAE": partial(ConvVAE, 10)}
+    test, rows = test[:: len(test) // 20], []
+    for name, kind in kinds.items():
+        models = [trained(kind, train, seed) for seed in SEEDS]
+        lines = over_seeds([budget(model, test) for model in models])
+        rows.append({"part": "budget", "name": name, **described(train, test, name), **lines})
+        if name == "VAE":
+            rows += [both(models, n_temperatures) for n_temperatures in (25, 100)]
+    return rows
+
+
+def budget(model: VAE, data: Images) -> dict[str, Estimate]:
+    """The lines of a budget, and what a richer q adds."""
+    options = {"n_samples": 500, "steps": 150}
+    found = nats_budget(model, data, **options)
+    return {
+        "log_evidence": found.log_evidence,
+        "elbo": found.elbo,
+        "approximation_gap": found.approximation_gap,
+        "correlation_gain": correlation_gain(model, data, **options),
+        "amortization_gap": found.amortization_gap,
+        "kl": found.split.kl,
+    }
+
+
+def both(models: list[VAE], n_temperatures: int) -> dict:
+    """Lower and upper bounds on log p(x) of images that the models made."""
+    runs = []
+    for seed, model in zip(SEEDS, models, strict=True):
+        found = both_sides(model, 10, n_temperatures=n_temperatures, n_chains=4, seed=seed)
+        lines = {"lower": found.lower, "upper": found.upper, "gap": found.upper - found.lower}
+        runs.append({name: average(each.double()) for name, each in lines.items()})
+    return {"part": "both sides", "n_temperatures": n_temperatures, **over_seeds(runs)}
+
+
+def objectives(train: Images, test: Images) -> list[dict]:
+    """The same small VAE trained by the ELBO and by weighted bounds of eight draws."""
+    rows = []
+    for bound, draws in (("elbo", 1), ("elbo", 8), ("iwae", 8), ("iwae-dreg", 8)):
+        runs = []
+        for seed in SEEDS:
+            options = {"n_samples": draws, "objective": Objective(bound=bound)}
+            model = trained(partial(VAE, 10, 100), train, seed, **options)
+            elbo = average_elbo(model, test, n_samples=10)
+            weighted = log_likelihood(model, test, n_samples=200)
+            runs.append({"elbo": line(elbo), "weighted": line(weighted)})
+        protocol = described(train, test, "VAE 784-100-10")
+        row = {"part": "objectives", "objective": bound, "draws": draws, **protocol}
+        rows.append(row | over_seeds(runs))
+    return rows
+
+
+def line(found: Measurement) -> Estimate:
+    """A measurement as a line of `over_seeds`."""
+    return Estimate(torch.tensor(found.value), torch.tensor(found.standard_error))
