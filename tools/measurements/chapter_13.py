@@ -1,4 +1,4 @@
-"""The budget in nats of three models, both sides of log p(x), and weighted objectives (chapter 13)."""
+"""The budget in nats, both sides of log p(x), and weighted objectives (chapter 13)."""
 
 import statistics
 from collections.abc import Callable
