@@ -15,8 +15,7 @@ from torch import Tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
 
-from vae_book import parallel
-from vae_book import reproduce as reproducing
+from vae_book import parallel, reproduction
 from vae_book.checkpoints import read_checkpoint
 from vae_book.checks import trusted
 from vae_book.data import Split, load_images
@@ -139,11 +138,11 @@ def evaluate(
 def reproduce(*, name: str | None, list: bool, full: bool, results: Path, runs: Path) -> None:
     """Train and measure a row of the ledger, and print what came out; or list the rows."""
     if list:
-        print(reproducing.listing(results))
+        print(reproduction.listing(results))
         return
     if name is None:
         raise ValueError("NAME: expected a row of the ledger, got none; --list names them")
-    found = reproducing.reproduce(name, results=results, runs=runs, full=full)
+    found = reproduction.reproduce(name, results=results, runs=runs, full=full)
     for key, each in found["measured"].items():
         print(
             f"{name}: {key}: {each['value']:.3f} nats, standard error {each['standard_error']:.3f}"

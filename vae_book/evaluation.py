@@ -137,7 +137,7 @@ def log_likelihood(
     """
     K, chunk = whole_number("n_samples", n_samples), whole_number("chunk", chunk)
     seed = whole_number("seed", seed, least=0)
-    enough_draws(data=data.images)
+    _check_enough(data)
     tally = Tally(len(data), file, "" if file is None else _name(model, data, K, seed, from_prior))
     size = max(1, chunk // min(K, DRAWS))  # images at a time
     blocks = -(-K // DRAWS)
@@ -231,14 +231,18 @@ def chunks(model: VAE, data: Images, n_samples: int = 1) -> Iterator[tuple[Tenso
 
 def _averaged(per_image: Tensor, data: Images, quantity: str, seed: int, K: int) -> dict[str, Any]:
     """The fields of a `Measurement`, from what was found for each image."""
-    if len(data) < 2:
-        raise ValueError(f"data: expected 2 images or more for a standard error, got {len(data)}")
+    _check_enough(data)
     per_image = per_image.cpu().double()
     return {
         "value": per_image.mean().item(),
         "standard_error": (per_image.std() / len(data) ** 0.5).item(),
         "protocol": protocol(data, quantity, seed, K),
     }
+
+
+def _check_enough(data: Images) -> None:
+    if len(data) < 2:
+        raise ValueError(f"data: expected 2 images or more for a standard error, got {len(data)}")
 
 
 def protocol(data: Images, quantity: str, seed: int, K: int | None = None) -> Protocol:

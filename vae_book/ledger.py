@@ -21,6 +21,7 @@ from vae_book.models import CVAE, VAE, CompletionVAE
 from vae_book.objectives import Objective
 from vae_book.protocol import Protocol
 
+TEST_IMAGES = 10_000  # of MNIST
 BINARY_SEED = 0  # of binary images that are drawn once
 Binarization = Literal["none", "test", "static", "fresh"]
 # What is said of how gray levels became binary pixels.
@@ -131,7 +132,7 @@ class Row:
             quantity=names[measure.quantity] + ", z from the prior" * measure.from_prior,
             source=self.source,
             split="test",
-            n_images=0,
+            n_images=TEST_IMAGES,
             pixels="grayscale" if measure.binarization == "none" else "binary",
             seed=0,
             device="",
@@ -139,7 +140,7 @@ class Row:
             binarization=IN_WORDS[measure.binarization],
             seeds=self.seeds,
             standard_error="images",
-            epochs=self.epochs,
+            epochs=self.epochs or None,
         )
 
 
@@ -287,7 +288,7 @@ def _labels(K: int, value: float) -> Row:
         published_epochs=3280,
         measures={
             Measure("-log p", K=5000, binarization="fresh"): Published(
-                value, "brinch2021", "CVAE, one stochastic layer"
+                value, "nbip2021", "CVAE, one stochastic layer"
             )
         },
         settings=_iwae_settings(K, "iwae"),
@@ -439,7 +440,7 @@ SECTIONS: tuple[Section, ...] = (
     Section(
         "An autoencoder that is told the label",
         "The importance-weighted autoencoder above with a prior $p(z \\mid y)$ for each label "
-        "{cite}`brinch2021`. This code has 100 latent units where the paper's has 50, and trains "
+        "{cite}`nbip2021`. This code has 100 latent units where the paper's has 50, and trains "
         "on all 60,000 images where the paper holds 400 back: its numbers do not compare with "
         "those of the paper.",
         {

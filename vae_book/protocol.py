@@ -4,7 +4,7 @@ A `Protocol` stands beside every number that is kept, and as a card under a tabl
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -106,12 +106,11 @@ class Measurement:
         plain = {name: each for name, each in vars(self).items() if isinstance(each, float)}
         return {**plain, "protocol": self.protocol.as_dict()}
 
-    def __str__(self) -> str:
-        return f"{self.value:.2f} ± {self.standard_error:.2f}"
 
-
-def check_columns(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[Protocol]:
+def column_protocols(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[Protocol]:
     """The protocols of a table's measurements, one for each column that has any.
+
+    What the rows of a column do not share, such as the epochs, is left out of its protocol.
 
     Args:
         header: the names of the columns.
@@ -124,18 +123,29 @@ def check_columns(header: Sequence[str], rows: Sequence[Sequence[object]]) -> li
     for name, cells in zip(header, zip(*rows, strict=True), strict=False):
         protocols = [each.protocol for each in cells if isinstance(each, Measurement)]
         for other in protocols[1:]:
-            if differing := _differences(protocols[0], other):
+            if differing := differences(protocols[0], other):
                 raise ValueError(
                     f"rows: expected one protocol in the column {name!r}, got {differing}; numbers "
                     "that do not compare need a column each"
                 )
-        found += protocols[:1]
+        found += [shared(protocols)] if protocols else []
     return found
 
 
-def _differences(one: Protocol, other: Protocol) -> str:
-    if one.comparable == other.comparable:
-        return ""
+def differences(one: Protocol, other: Protocol) -> str:
+    """In what two protocols do not compare, in words; empty if they do."""
     names = ("quantity", "K", "source", "split", "n_images", "pixels", "binarization")
     pairs = zip(names, one.comparable, other.comparable, strict=True)
     return "; ".join(f"{name} {a!r} and {b!r}" for name, a, b in pairs if a != b)
+
+
+def shared(protocols: Sequence[Protocol]) -> Protocol:
+    """What protocols that compare have in common; the rest of what may be unknown is left out."""
+    first = protocols[0]
+    optional = ("seeds", "standard_error", "epochs", "minutes")
+    lost = {
+        name: None
+        for name in optional
+        if any(getattr(each, name) != getattr(first, name) for each in protocols)
+    }
+    return replace(first, **lost)

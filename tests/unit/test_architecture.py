@@ -21,9 +21,10 @@ LAYERS = [
     {"checkpoints", "coding", "doctor", "evaluation", "objectives"},
     {"annealing", "budget", "training"},
     {"clinic", "diagrams", "explorer", "ledger"},
-    {"reproduce"},
+    {"reproduction"},
     {"commands"},
     {"__main__"},
+    {"reproduce"},
 ]
 
 
