@@ -108,8 +108,8 @@ def show_table(
         if len(row) != len(header):
             raise ValueError(f"rows: expected {len(header)} cells in each, got {len(row)}")
     protocols = column_protocols(header, rows)
-    for each in protocols if protocol else ():
-        if differing := differences(protocol, each):
+    for each in protocols:
+        if protocol and (differing := differences(protocol, each)):
             raise ValueError(f"protocol: expected that of the measurements, got {differing}")
     cards = dict.fromkeys(each.card() for each in ([protocol] if protocol else protocols))
     text = "\n\n".join([table(header, rows), *cards])

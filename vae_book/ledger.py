@@ -299,7 +299,7 @@ def _labels(K: int, value: float) -> Row:
 
 
 def _completion(seen: int, network: float, vae: float) -> dict[str, Row]:
-    shapes = {"image_shape": (4 - seen, 14, 14), "seen_shape": (seen, 14, 14)}
+    shapes: dict[str, Any] = {"image_shape": (4 - seen, 14, 14), "seen_shape": (seen, 14, 14)}
     options: dict[str, Any] = {
         "epochs": 20,
         "published_epochs": 20,

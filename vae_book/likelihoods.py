@@ -284,7 +284,6 @@ class Gaussian(nn.Module, Likelihood):
         return f"sigma={self.sigma}, variance={self.variance!r}, min_sigma={self.min_sigma:.3g}"
 
 
-@numeric
 def _summed_cross_entropy(x: Tensor, logits: Tensor) -> Tensor:
     """The sum of `cross_entropy` over the last axis, in single precision.
 
@@ -295,9 +294,13 @@ def _summed_cross_entropy(x: Tensor, logits: Tensor) -> Tensor:
     factors = factors.unflatten(-1, (math.gcd(logits.shape[-1], 8), -1)).prod(-2)
     finite = logits.clamp(-largest, largest)  # 0 times infinity is 0 here
     scores = finite @ x[0] if x.shape[:-1] == (1,) else (finite * x).sum(-1)
-    return factors.log_().sum(-1) - scores + finite.clamp_(min=0).sum(-1)
+    total = factors.log_().sum(-1) - scores + finite.clamp_(min=0).sum(-1)
+    if bool(total.isnan().any()):  # two sums that overflow, where the pixels' terms cancel
+        return cross_entropy(x, logits).sum(-1)
+    return total
 
 
+@numeric
 def log_cross_entropy_integral(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The log of the integral of exp(-cross-entropy) over the gray levels x in [0, 1], in nats.
 

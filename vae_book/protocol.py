@@ -143,7 +143,7 @@ def shared(protocols: Sequence[Protocol]) -> Protocol:
     """What protocols that compare have in common; the rest of what may be unknown is left out."""
     first = protocols[0]
     optional = ("seeds", "standard_error", "epochs", "minutes")
-    lost = {
+    lost: dict[str, Any] = {
         name: None
         for name in optional
         if any(getattr(each, name) != getattr(first, name) for each in protocols)
