@@ -7,7 +7,7 @@ import importlib
 import inspect
 import json as json_format
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -131,7 +131,7 @@ def evaluate(
     )
     print(f"reconstruction  {bound.reconstruction:.3f}")
     print(f"KL              {bound.kl:.3f}")
-    for name, value in asdict(bound.protocol).items():
+    for name, value in bound.protocol.as_dict().items():
         print(f"{name:<15} {value}")
 
 
