@@ -1,15 +1,16 @@
 """Measuring a trained model on images it has not seen (used from chapter 8 on)."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm import tqdm
+from tqdm import trange
 
 from vae_book.bayes import Posterior, enumerate_posterior
 from vae_book.bounds import elbo, importance_weighted_bound, log_weights
@@ -138,54 +139,48 @@ def log_likelihood(
     K, chunk = whole_number("n_samples", n_samples), whole_number("chunk", chunk)
     seed = whole_number("seed", seed, least=0)
     _check_enough(data)
-    tally = Tally(len(data), file, "" if file is None else _name(model, data, K, seed, from_prior))
-    size = max(1, chunk // min(K, DRAWS))  # images at a time
+    groups = list(chunks(model, data, min(K, DRAWS), chunk))
+    starts = list(accumulate((len(x) for x, _ in groups), initial=0))
+    name = "" if file is None else _name(model, data, K, seed, from_prior, chunk)
+    tally = Tally(starts[-1], file, name)
     blocks = -(-K // DRAWS)
-    starts = range(0, len(data), size)
-    for step in tqdm(range(len(starts) * blocks), disable=not progress, unit="step"):
+    for step in trange(len(groups) * blocks, disable=not progress):
         if step < tally.steps:
             continue
-        start, block = starts[step // blocks], step % blocks
-        rows = slice(start, start + size)
+        group, block = divmod(step, blocks)
+        (x, y), rows = groups[group], slice(starts[group], starts[group + 1])
         draws = min(DRAWS, K - block * DRAWS)
-        for weights in _weights(model, data, rows, (seed, block), draws, chunk, from_prior):
-            powers = torch.stack([weights, 2 * weights], -1).cpu().double()
-            sums = importance_weighted_bound(powers).T + math.log(len(weights))
-            tally.add(rows, sums)
-        tally.step(last=step + 1 == len(starts) * blocks)
+        # A stream for each image, counted from 1: a seed that ends in 0 is the seed without it.
+        streams = [seeded(seed, block, i + 1) for i in range(rows.start, rows.stop)]
+        for weights in _weights(model, x, y, streams, draws, chunk, from_prior):
+            weights = weights.cpu().double()
+            means = [importance_weighted_bound(power * weights) for power in (1, 2)]
+            tally.add(rows, torch.stack(means) + math.log(len(weights)))
+        tally.step(last=step + 1 == len(groups) * blocks)
     return _evidence(model, data, tally.sums, K, seed, from_prior)
 
 
 def _weights(
     model: VAE,
-    data: Images,
-    rows: slice,
-    seed: tuple[int, int],
+    x: Tensor,
+    y: Tensor | None,
+    streams: Sequence[torch.Generator],
     draws: int,
     chunk: int,
     from_prior: bool,
 ) -> Iterator[Tensor]:
     """The log-weights of some draws for some images, shape (k, n), at most ``chunk`` at a time."""
-    told, x = model.told(data), data.images[rows]
-    y = None if told is None else told[rows]
-    size, d = max(1, chunk // len(x)), model.latent
-    # Counted from 1: a seed that ends in 0 is the seed without it.
-    generators = [seeded(*seed, rows.start + i + 1) for i in range(len(x))]
+    size, noise = max(1, chunk // len(x)), []
     if from_prior:
         model.check_images(x)
-        given = [None if y is None else y[i : i + 1] for i in range(len(x))]
-        z = torch.cat(
-            [
-                model.prior(one).sample((draws, 1), generator)
-                for one, generator in zip(given, generators, strict=True)
-            ],
-            dim=1,
-        )
-        yield from (model.decode(part, y).log_prob(x) for part in z.split(size))
-    else:
-        noise = [standard_normal((draws, 1, d), each) for each in generators]
-        eps = torch.cat(noise, dim=1).to(x.device)
-        yield from (log_weights(model, x, part, y=y) for part in eps.split(size))
+    for i, stream in enumerate(streams):
+        if from_prior:
+            p_z = model.prior(None if y is None else y[i : i + 1])
+            noise.append(p_z.sample((draws, 1), stream))
+        else:
+            noise.append(standard_normal((draws, 1, model.latent), stream))
+    for part in torch.cat(noise, dim=1).to(x.device).split(size):
+        yield model.decode(part, y).log_prob(x) if from_prior else log_weights(model, x, part, y=y)
 
 
 def _evidence(
@@ -207,13 +202,13 @@ def _evidence(
     )
 
 
-def _name(model: VAE, data: Images, K: int, seed: int, from_prior: bool) -> str:
+def _name(model: VAE, data: Images, K: int, seed: int, from_prior: bool, chunk: int) -> str:
     """What a file of sums belongs to."""
     weights = digest(model.state_dict().values())
     origin = "the prior" if from_prior else "q"
     return (
         f"a {type(model).__name__} of SHA-256 {weights}, {fingerprint(data)}, K = {K} from "
-        f"{origin}, seed {seed}"
+        f"{origin}, seed {seed}, chunk {chunk}"
     )
 
 
@@ -221,9 +216,11 @@ def _given(model: VAE, data: Images) -> str:
     return " given y" if model.told(data) is not None else ""
 
 
-def chunks(model: VAE, data: Images, n_samples: int = 1) -> Iterator[tuple[Tensor, Tensor | None]]:
+def chunks(
+    model: VAE, data: Images, n_samples: int = 1, rows: int | None = None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Images, and what the model is told about them, a few hundred decoder outputs at a time."""
-    size, told = max(1, CHUNK // n_samples), model.told(data)
+    size, told = max(1, (rows or CHUNK) // n_samples), model.told(data)
     for start in range(0, max(1, len(data)), size):
         part = slice(start, start + size)
         yield data.images[part], None if told is None else told[part]

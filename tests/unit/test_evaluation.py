@@ -521,6 +521,7 @@ def test_a_file_of_another_measurement_or_a_damaged_one_is_refused(tmp_path):
         (model, {"n_samples": 4}),
         (model, {"n_samples": 3, "seed": 1}),
         (model, {"n_samples": 3, "from_prior": True}),
+        (model, {"n_samples": 3, "chunk": 2}),
         (other, {"n_samples": 3}),
     ):
         with pytest.raises(ValueError, match=r"^file: .* holds another measurement .* delete it"):
