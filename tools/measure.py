@@ -240,7 +240,7 @@ def protocol(
         "model": f"{network}, ReLU, Adam {lr}, batch {batch_size}",
         "trained_on": f"{train.source}, {len(train)} images",
         "tested_on": f"{tested.source} {tested.split}, {tested.n_images} images",
-        "quantity": tested.quantity,
+        "quantity": f"{tested.quantity}, K={tested.K}",
         "pixels": tested.pixels,
         "seeds": list(SEEDS),
         "device": tested.device,
