@@ -53,13 +53,16 @@ lab: $(STAMP) ## Open the chapters in JupyterLab
 execute: $(STAMP) ## Run the chapters in place; refresh outputs, captions and alt texts
 	@$(BIN)/python tools/book.py execute
 	@$(BIN)/python tools/full.py --page
+	@$(BIN)/python tools/ledger.py
 
 index: $(STAMP) ## Write the index of equations from chapters, docstrings and tests
 	@$(BIN)/python tools/equations.py
 	@$(BIN)/python tools/full.py --page
+	@$(BIN)/python tools/ledger.py
 
-benchmark: $(STAMP) ## Measure training speed beside the classic script
+benchmark: $(STAMP) ## Measure the speed of training and of log p(x) beside what this machine can do
 	@$(BIN)/python benchmarks/throughput.py
+	@$(BIN)/python benchmarks/log_likelihood.py
 
 measure: $(STAMP) ## Measure the full-size results that chapters print (needs full MNIST)
 	@$(BIN)/python tools/measure.py

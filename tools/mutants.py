@@ -241,7 +241,11 @@ MUTANTS = {
         "_over_samples(unit_kl, 2))",
         "0 * _over_samples(unit_kl, 2))",
     ),
-    ("08", "mean over pixels"): ("Likelihood.log_prob", ".sum(PIXEL_AXES)", ".mean(PIXEL_AXES)"),
+    ("08", "mean over pixels"): (
+        "Likelihood.image_log_prob",
+        ".sum(PIXEL_AXES)",
+        ".mean(PIXEL_AXES)",
+    ),
     ("08", "gradient of the encoder cut"): (
         "VAE.forward",
         "q_z.rsample(eps)",

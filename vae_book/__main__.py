@@ -1,4 +1,4 @@
-"""The command line: ``python -m vae_book train``, ``sample``, ``evaluate`` and ``doctor``."""
+"""The command line: ``python -m vae_book`` train, sample, evaluate, reproduce and doctor."""
 
 import argparse
 import sys
@@ -23,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(130)
     again = "; the same command with --resume goes on after the last whole epoch"
     again = again if command == "train" else ""
+    if command == "reproduce":
+        again = "; the same command goes on where it was"
     with parallel.process_group():
         parallel.when_ended(lambda gone: _say_who_is_gone(gone, again))
         try:
@@ -140,6 +142,34 @@ def _parser() -> argparse.ArgumentParser:
     _number(evaluate, "--samples", 1, "draws of z for each image")
     _seed(evaluate, "of those draws, and of binary pixels for a model of binary images")
     evaluate.add_argument("--json", action="store_true", help="print JSON for other programs")
+
+    reproduce = commands.add_parser(
+        "reproduce",
+        help="train and measure a row of the ledger, beside a published number",
+        description="Train the model of one row of the ledger from scratch with fixed seeds, "
+        "measure it on MNIST's test digits and write --results/NAME.json: value, standard error, "
+        "seeds, protocol, version, minutes, device. The same command goes on with a run that was "
+        "stopped or killed, to the same numbers.",
+    )
+    reproduce.add_argument("name", nargs="?", metavar="NAME", help="the row; --list names them all")
+    reproduce.add_argument("--list", action="store_true", help="list the rows and end")
+    reproduce.add_argument(
+        "--full",
+        action="store_true",
+        help="train as long as those who published (default: the shorter schedule of --list)",
+    )
+    reproduce.add_argument(
+        "--results",
+        type=Path,
+        default="book/results/ledger",
+        help="folder to write to (default: %(default)s)",
+    )
+    reproduce.add_argument(
+        "--runs",
+        type=Path,
+        default="runs/ledger",
+        help="folder of checkpoints (default: %(default)s)",
+    )
 
     doctor = commands.add_parser(
         "doctor",

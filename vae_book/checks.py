@@ -86,7 +86,8 @@ def numeric(function: Callable[P, Result]) -> Callable[P, Result]:
 def _has_nan(value: object) -> bool:
     """Whether a NaN is in a tensor, a tuple of them, a model, or what another object holds."""
     if isinstance(value, Tensor):
-        return value.is_floating_point() and bool(value.isnan().any())
+        # The largest of numbers with a NaN is NaN: found in one pass, where isnan() writes a copy.
+        return value.is_floating_point() and value.numel() > 0 and bool(value.amax().isnan())
     if isinstance(value, float):
         return value != value
     if isinstance(value, nn.Module):

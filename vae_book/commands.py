@@ -7,7 +7,7 @@ import importlib
 import inspect
 import json as json_format
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
 
-from vae_book import parallel
+from vae_book import parallel, reproduction
 from vae_book.checkpoints import read_checkpoint
 from vae_book.checks import trusted
 from vae_book.data import Split, load_images
@@ -133,8 +133,23 @@ def evaluate(
     )
     print(f"reconstruction  {bound.reconstruction:.3f}")
     print(f"KL              {bound.kl:.3f}")
-    for name, value in asdict(bound.protocol).items():
+    for name, value in bound.protocol.as_dict().items():
         print(f"{name:<15} {value}")
+
+
+def reproduce(*, name: str | None, list: bool, full: bool, results: Path, runs: Path) -> None:
+    """Train and measure a row of the ledger, and print what came out; or list the rows."""
+    if list:
+        print(reproduction.listing(results))
+        return
+    if name is None:
+        raise ValueError("NAME: expected a row of the ledger, got none; --list names them")
+    found = reproduction.reproduce(name, results=results, runs=runs, full=full)
+    for key, each in found["measured"].items():
+        print(
+            f"{name}: {key}: {each['value']:.3f} nats, standard error {each['standard_error']:.3f}"
+        )
+    print(f"written to {results / name}.json")
 
 
 def doctor(*, make_vae: str) -> None:

@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from vae_book.protocol import Measurement, Protocol, column_protocols, differences
+
 DPI = 240  # at WIDTH of figures.py two pixels or more for each of a screen
 DRAWING = 1 << 14  # colors of a drawing at most; photographs have more
 SHOWN = 560  # the width of a figure on a screen, in pixels of style sheets
@@ -103,28 +105,53 @@ def minus(text: str) -> str:
     return "".join(parts)
 
 
-def show_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def show_table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    protocol: Protocol | None = None,
+) -> None:
     """Display a table in a notebook; numbers that are not whole get two decimals.
 
     The first column names the rows. Of the others those of numbers stand on the right, so that
-    digits are below digits, and those of words on the left.
+    digits are below digits, and those of words on the left. A cell may be a `Measurement`, which
+    gets its standard error; under the table stands the protocol of each column of them, on a card
+    that says nothing of the machine.
+
+    Args:
+        header: the names of the columns.
+        rows: the cells.
+        protocol: of all numbers in the table, where they are plain ones.
 
     Raises:
-        ValueError: a row has not as many cells as the header.
+        ValueError: a row has not as many cells as the header, or the measurements in a column do
+            not compare with each other or with ``protocol``.
     """
     from IPython.display import display
 
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"rows: expected {len(header)} cells in each, got {len(row)}")
+    protocols = column_protocols(header, rows)
+    for each in protocols:
+        if protocol and (differing := differences(protocol, each)):
+            raise ValueError(f"protocol: expected that of the measurements, got {differing}")
+    cards = dict.fromkeys(each.card() for each in ([protocol] if protocol else protocols))
+    text = "\n\n".join([table(header, rows), *cards])
+    display({"text/markdown": text, "text/plain": text}, raw=True)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """The table of `show_table` in Markdown."""
     lines = [[_cell(value) for value in row] for row in rows]
-    for line in lines:
-        if len(line) != len(header):
-            raise ValueError(f"rows: expected {len(header)} cells in each, got {len(line)}")
     columns = list(zip(*lines, strict=True)) or [()] * len(header)
     rule = ["---", *["--:" if all(map(NUMBER.fullmatch, each)) else "---" for each in columns[1:]]]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines])
-    display({"text/markdown": text, "text/plain": text}, raw=True)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines])
 
 
 def _cell(value: object) -> str:
     if isinstance(value, float | Tensor):
         return minus(f"{value:.2f}")
+    if isinstance(value, Measurement):
+        return minus(f"{value.value:.2f} ± {value.standard_error:.2f}")
     return minus(f"{value:,}" if isinstance(value, int) else str(value))

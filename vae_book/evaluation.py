@@ -1,13 +1,16 @@
 """Measuring a trained model on images it has not seen (used from chapter 8 on)."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from tqdm import trange
 
 from vae_book.bayes import Posterior, enumerate_posterior
 from vae_book.bounds import elbo, importance_weighted_bound, log_weights
@@ -18,49 +21,12 @@ from vae_book.distributions import DiagonalGaussian
 from vae_book.divergences import gaussian_kl_full, gaussian_unit_kl
 from vae_book.images import Images
 from vae_book.models import VAE
+from vae_book.protocol import Measurement, Protocol
+from vae_book.tally import Tally, digest, fingerprint
 
 ACTIVE = 0.01  # the variance of a unit's posterior mean above which it counts as active
 CHUNK = 500  # images at a time: decoder outputs of this many rows stay in the processor's cache
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What a number was measured on and how; numbers of different protocol do not compare.
-
-    Attributes:
-        quantity: what was measured, such as ``ELBO, K=1``.
-        source, split, n_images: the data.
-        pixels: ``grayscale`` or ``binary``.
-        seed: of the noise.
-        device: where it ran.
-    """
-
-    quantity: str
-    source: str
-    split: str
-    n_images: int
-    pixels: str
-    seed: int
-    device: str
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A number in nats, averaged over images.
-
-    Attributes:
-        value: the average.
-        standard_error: of ``value`` as an estimate for images like these.
-        protocol: how it was measured.
-    """
-
-    value: float
-    standard_error: float
-    protocol: Protocol
-
-    def as_dict(self) -> dict:
-        """Plain numbers and strings, for JSON."""
-        return asdict(self)
+DRAWS = 500  # of an image, that have a stream of noise of their own
 
 
 @dataclass(frozen=True)
@@ -106,22 +72,51 @@ def average_elbo(model: VAE, data: Images, *, n_samples: int = 1, seed: int = 0)
     ]
     log_likelihood = torch.cat([term.log_likelihood for term in terms]).cpu().double()
     kl = torch.cat([term.kl for term in terms]).cpu().double()
-    quantity = f"ELBO{_given(model, data)}, K={n_samples}"
+    quantity = f"ELBO{_given(model, data)}"
     return Bound(
-        **_averaged(log_likelihood - kl, data, quantity, seed),
+        **_averaged(log_likelihood - kl, data, quantity, seed, n_samples),
         log_likelihood=log_likelihood.mean().item(),
         kl=kl.mean().item(),
     )
 
 
+@dataclass(frozen=True)
+class Evidence(Measurement):
+    """An estimate of log p(x): ``value`` is its average over images; higher is better.
+
+    Attributes:
+        per_image: the estimate of each image, in double precision on the CPU, shape (n,).
+        errors: the standard error of each, over draws, to first order in the error of the average
+            weight: the coefficient of variation of the weights over sqrt(K - 1), shape (n,). It is
+            infinite for one draw, and too small where no draw met the weights that matter.
+        effective_draws: as how many equal weights those of each image count, shape (n,); Kong, Liu
+            and Wong (1994). Few of many draws are a warning: the estimate is then too low.
+    """
+
+    per_image: Float[Tensor, " n"] = field(compare=False, repr=False)
+    errors: Float[Tensor, " n"] = field(compare=False, repr=False)
+    effective_draws: Float[Tensor, " n"] = field(compare=False, repr=False)
+
+
 @torch.no_grad()
 def log_likelihood(
-    model: VAE, data: Images, *, n_samples: int, seed: int = 0, from_prior: bool = False
-) -> Measurement:
+    model: VAE,
+    data: Images,
+    *,
+    n_samples: int,
+    seed: int = 0,
+    from_prior: bool = False,
+    chunk: int = CHUNK,
+    file: Path | str | None = None,
+    progress: bool = False,
+) -> Evidence:
     """An estimate of log p(x), or of log p(x | y) if the model is told y, in nats.
 
     The importance-weighted bound of K = ``n_samples`` draws, equation ``eq-iw-bound`` (chapter 4);
     Burda et al. (2016), equation 8. On average it is too low, less so for larger K.
+
+    The noise of an image depends on the seed and on its place in the data alone. Memory does not
+    grow with K: draws are decoded a few hundred at a time and their weights added up.
 
     Args:
         model: the VAE.
@@ -130,53 +125,124 @@ def log_likelihood(
         seed: of those draws.
         from_prior: draw z from the prior instead of from q: plain Monte Carlo, which needs no
             encoder and many more draws (chapter 1).
+        chunk: how many decoder outputs are computed at a time, at most; the result is the same but
+            for rounding. A few hundred stay in a processor's cache; a GPU wants more.
+        file: where to keep the sums every few seconds. If it exists already, the same call goes on
+            from there, to the same bits; it stays when all is done.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: n_samples is not positive, there are fewer than two images, or they do not fit
-            the model.
+        ValueError: n_samples or chunk is not positive, there are fewer than two images, they do not
+            fit the model, or the file is damaged or belongs to another measurement.
+        WriteError: the file cannot be written.
     """
-    n_samples = whole_number("n_samples", n_samples)
-    generator, found = seeded(seed), []
-    for x, y in chunks(model, data, n_samples):
+    K, chunk = whole_number("n_samples", n_samples), whole_number("chunk", chunk)
+    seed = whole_number("seed", seed, least=0)
+    _check_enough(data)
+    groups = list(chunks(model, data, min(K, DRAWS), chunk))
+    starts = list(accumulate((len(x) for x, _ in groups), initial=0))
+    name = "" if file is None else _name(model, data, K, seed, from_prior, chunk)
+    tally = Tally(starts[-1], file, name)
+    blocks = -(-K // DRAWS)
+    for step in trange(len(groups) * blocks, disable=not progress):
+        if step < tally.steps:
+            continue
+        group, block = divmod(step, blocks)
+        (x, y), rows = groups[group], slice(starts[group], starts[group + 1])
+        draws = min(DRAWS, K - block * DRAWS)
+        # A stream for each image, counted from 1: a seed that ends in 0 is the seed without it.
+        streams = [seeded(seed, block, i + 1) for i in range(rows.start, rows.stop)]
+        for weights in _weights(model, x, y, streams, draws, chunk, from_prior):
+            weights = weights.cpu().double()
+            means = [importance_weighted_bound(power * weights) for power in (1, 2)]
+            tally.add(rows, torch.stack(means) + math.log(len(weights)))
+        tally.step(last=step + 1 == len(groups) * blocks)
+    return _evidence(model, data, tally.sums, K, seed, from_prior)
+
+
+def _weights(
+    model: VAE,
+    x: Tensor,
+    y: Tensor | None,
+    streams: Sequence[torch.Generator],
+    draws: int,
+    chunk: int,
+    from_prior: bool,
+) -> Iterator[Tensor]:
+    """The log-weights of some draws for some images, shape (k, n), at most ``chunk`` at a time."""
+    size, noise = max(1, chunk // len(x)), []
+    if from_prior:
+        model.check_images(x)
+    for i, stream in enumerate(streams):
         if from_prior:
-            model.check_images(x)
-            z = model.prior(y).sample((n_samples, len(x)), generator)
-            weights = model.decode(z, y).log_prob(x)
+            p_z = model.prior(None if y is None else y[i : i + 1])
+            noise.append(p_z.sample((draws, 1), stream))
         else:
-            eps = standard_normal((n_samples, len(x), model.latent), generator, x.device)
-            weights = log_weights(model, x, eps, y=y)
-        found.append(importance_weighted_bound(weights))
+            noise.append(standard_normal((draws, 1, model.latent), stream))
+    for part in torch.cat(noise, dim=1).to(x.device).split(size):
+        yield model.decode(part, y).log_prob(x) if from_prior else log_weights(model, x, part, y=y)
+
+
+def _evidence(
+    model: VAE, data: Images, sums: Tensor, K: int, seed: int, from_prior: bool
+) -> Evidence:
+    """The estimate from log(sum of w) and log(sum of w^2) of each image."""
+    log_sum, log_squares = sums
+    effective = (2 * log_sum - log_squares).exp().clamp(1, K)  # rounding aside it is
+    effective = torch.where(log_sum.isneginf(), 1.0, effective)  # all weights are 0
+    variation = (K / effective - 1).clamp(min=0)
     origin = "the prior" if from_prior else "q"
     given = " | y" if _given(model, data) else ""
-    quantity = f"log p(x{given}), {n_samples} draws from {origin}"
-    return Measurement(**_averaged(torch.cat(found), data, quantity, seed))
+    per_image = log_sum - math.log(K)
+    return Evidence(
+        **_averaged(per_image, data, f"log p(x{given}), draws from {origin}", seed, K),
+        per_image=per_image,
+        errors=(variation / (K - 1)).sqrt() if K > 1 else torch.full_like(per_image, math.inf),
+        effective_draws=effective,
+    )
+
+
+def _name(model: VAE, data: Images, K: int, seed: int, from_prior: bool, chunk: int) -> str:
+    """What a file of sums belongs to."""
+    weights = digest(model.state_dict().values())
+    origin = "the prior" if from_prior else "q"
+    return (
+        f"a {type(model).__name__} of SHA-256 {weights}, {fingerprint(data)}, K = {K} from "
+        f"{origin}, seed {seed}, chunk {chunk}"
+    )
 
 
 def _given(model: VAE, data: Images) -> str:
     return " given y" if model.told(data) is not None else ""
 
 
-def chunks(model: VAE, data: Images, n_samples: int = 1) -> Iterator[tuple[Tensor, Tensor | None]]:
+def chunks(
+    model: VAE, data: Images, n_samples: int = 1, rows: int | None = None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Images, and what the model is told about them, a few hundred decoder outputs at a time."""
-    size, told = max(1, CHUNK // n_samples), model.told(data)
+    size, told = max(1, (rows or CHUNK) // n_samples), model.told(data)
     for start in range(0, max(1, len(data)), size):
         part = slice(start, start + size)
         yield data.images[part], None if told is None else told[part]
 
 
-def _averaged(per_image: Tensor, data: Images, quantity: str, seed: int) -> dict[str, Any]:
+def _averaged(per_image: Tensor, data: Images, quantity: str, seed: int, K: int) -> dict[str, Any]:
     """The fields of a `Measurement`, from what was found for each image."""
-    if len(data) < 2:
-        raise ValueError(f"data: expected 2 images or more for a standard error, got {len(data)}")
+    _check_enough(data)
     per_image = per_image.cpu().double()
     return {
         "value": per_image.mean().item(),
         "standard_error": (per_image.std() / len(data) ** 0.5).item(),
-        "protocol": protocol(data, quantity, seed),
+        "protocol": protocol(data, quantity, seed, K),
     }
 
 
-def protocol(data: Images, quantity: str, seed: int) -> Protocol:
+def _check_enough(data: Images) -> None:
+    if len(data) < 2:
+        raise ValueError(f"data: expected 2 images or more for a standard error, got {len(data)}")
+
+
+def protocol(data: Images, quantity: str, seed: int, K: int | None = None) -> Protocol:
     """How a quantity was measured on these images."""
     binary = bool(((data.images == 0) | (data.images == 1)).all())
     return Protocol(
@@ -187,6 +253,8 @@ def protocol(data: Images, quantity: str, seed: int) -> Protocol:
         pixels="binary" if binary else "grayscale",
         seed=seed,
         device=describe(data.images.device),
+        K=K,
+        standard_error="images",
     )
 
 

@@ -56,6 +56,10 @@ class Likelihood(ABC):
         if not is_trusted():
             self.check_support(x)
         _check_shapes(x, params, self.params_per_pixel)
+        return self.image_log_prob(x, params)
+
+    def image_log_prob(self, x: Tensor, params: Tensor) -> Tensor:
+        """The sum of `pixel_log_prob` over each image, for which there may be a shorter way."""
         return self.pixel_log_prob(x, params).sum(PIXEL_AXES)
 
     @abstractmethod
@@ -126,6 +130,13 @@ class Bernoulli(Likelihood):
     def pixel_log_prob(self, x: Tensor, params: Tensor) -> Tensor:
         """x log p + (1 - x) log(1 - p) for each pixel, with p = sigmoid(params), in nats."""
         return -cross_entropy(x, params)
+
+    def image_log_prob(self, x: Tensor, params: Tensor) -> Tensor:
+        """Its sum over each image; without gradients, in a quarter of the time."""
+        graph = torch.is_grad_enabled() and (x.requires_grad or params.requires_grad)
+        if graph or params.dtype != torch.float32:
+            return super().image_log_prob(x, params)
+        return -_summed_cross_entropy(x.flatten(-3), params.flatten(-3))
 
     @numeric
     def mean(self, params: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -271,6 +282,22 @@ class Gaussian(nn.Module, Likelihood):
     def extra_repr(self) -> str:
         """The arguments, for print(model)."""
         return f"sigma={self.sigma}, variance={self.variance!r}, min_sigma={self.min_sigma:.3g}"
+
+
+def _summed_cross_entropy(x: Tensor, logits: Tensor) -> Tensor:
+    """The sum of `cross_entropy` over the last axis, in single precision.
+
+    One logarithm for eight pixels: a product of eight factors between 1 and 2 is as exact as they.
+    """
+    largest = torch.finfo(logits.dtype).max
+    factors = logits.abs().neg_().exp_().add_(1)
+    factors = factors.unflatten(-1, (math.gcd(logits.shape[-1], 8), -1)).prod(-2)
+    finite = logits.clamp(-largest, largest)  # 0 times infinity is 0 here
+    scores = finite @ x[0] if x.shape[:-1] == (1,) else (finite * x).sum(-1)
+    total = factors.log_().sum(-1) - scores + finite.clamp_(min=0).sum(-1)
+    if bool(total.isnan().any()):  # two sums that overflow, where the pixels' terms cancel
+        return cross_entropy(x, logits).sum(-1)
+    return total
 
 
 @numeric

@@ -1,6 +1,5 @@
 """One training loop for a CPU, a GPU and several processes (chapter 8)."""
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +24,7 @@ from vae_book.images import Images, binarize
 from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
 from vae_book.objectives import Objective
+from vae_book.tally import fingerprint
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -36,6 +36,9 @@ class Settings:
     Attributes:
         batch_size: images in a step, over all processes.
         lr: Adam's step size.
+        later_lr: step sizes that take its place, as pairs (epoch, step size): from that epoch on,
+            counted from 0.
+        eps: what Adam adds to the root of its second moment.
         seed: of the order of the images and of all noise.
         n_samples: draws of z for each image and step; for the ELBO one is enough (chapter 7), for
             an importance-weighted bound it is K.
@@ -55,22 +58,33 @@ class Settings:
     n_samples: int = 1
     objective: Objective = field(default_factory=Objective)
     resample: bool = False
+    later_lr: tuple[tuple[int, float], ...] = ()
+    eps: float = 1e-8
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr: expected a positive number, got {self.lr}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision: expected 'float32' or 'bfloat16', got {self.precision!r}")
+        later = tuple((whole_number("later_lr", at), float(lr)) for at, lr in self.later_lr)
+        sizes = [("later_lr", lr) for _, lr in later]
+        for name, size in [("lr", self.lr), ("eps", self.eps), *sizes]:
+            if not 0 < size < math.inf:
+                raise ValueError(f"{name}: expected a positive number, got {size}")
         # Numbers of numpy's would spoil a checkpoint.
         plain: dict[str, Any] = {
             "batch_size": whole_number("batch_size", self.batch_size),
             "lr": float(self.lr),
+            "later_lr": later,
+            "eps": float(self.eps),
             "seed": whole_number("seed", self.seed, least=0),
             "n_samples": whole_number("n_samples", self.n_samples),
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
+
+    def lr_of(self, epoch: int) -> float:
+        """The step size of an epoch, counted from 0."""
+        return max([(0, self.lr), *(each for each in self.later_lr if each[0] <= epoch)])[1]
 
 
 class Batch(NamedTuple):
@@ -128,7 +142,7 @@ def fit(
     chosen = Settings(**{name: each for name, each in settings.items() if each is not None})
     epochs = whole_number("epochs", epochs)
     check_fit(model, data, chosen, held_out)
-    optimizer = torch.optim.Adam(model.parameters(), lr=chosen.lr, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=chosen.lr, eps=chosen.eps, fused=True)
     history = History(device=describe(data.images.device))
     if resume and checkpoint is None:
         raise ValueError("resume: expected a checkpoint to go on from, got none")
@@ -144,6 +158,8 @@ def fit(
     for epoch in range(history.epochs, epochs):
         with advice(chosen, epoch):
             start, parts = time.perf_counter(), batches(model, data, chosen, epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = chosen.lr_of(epoch)
             totals = parallel.summed(train_epoch(replica, parts, optimizer, chosen, epoch))
             reconstruction, kl, loss = (totals / len(data)).tolist()
             history.seconds.append(time.perf_counter() - start)
@@ -175,7 +191,8 @@ def advice(settings: Settings, epoch: int) -> Iterator[None]:
     except ValueError as error:
         raise ValueError(
             f"lr: the loss of epoch {epoch + 1} is infinite or NaN, or will be ({error}); start "
-            f"again with smaller steps than {settings.lr:g}; a checkpoint stays as it was before"
+            f"again with smaller steps than {settings.lr_of(epoch):g}; a checkpoint stays as it "
+            "was before"
         ) from error
 
 
@@ -264,16 +281,6 @@ def stream(
         eps = standard_normal((settings.n_samples, len(data), model.latent), generator, device)
         eps = eps[0] if settings.n_samples == 1 else eps
         yield Batch(x, model.told(data), eps, 1 / len(data))
-
-
-def fingerprint(data: Images) -> str:
-    """How many images there are, and a SHA-256 of them and what is told about them, shortened."""
-    found = hashlib.sha256()
-    for each in (data.images, data.labels, data.told):
-        if each is not None:
-            found.update(f"{tuple(each.shape)} {each.dtype}".encode())
-            found.update(each.detach().cpu().flatten().view(torch.uint8).numpy().data)
-    return f"{len(data)} images of SHA-256 {found.hexdigest()[:16]}"
 
 
 def check_fit(model: VAE, data: Images, settings: Settings, held_out: Images | None) -> None:

@@ -10,18 +10,21 @@ import mutants
 ROOT = Path(__file__).parents[2]
 MODULES = {path.stem: path for path in (ROOT / "vae_book").glob("*.py")}
 LAYERS = [
-    {"checks", "deprecated", "display", "files", "parallel", "report"},
-    {"device"},
+    {"checks", "deprecated", "files", "parallel", "protocol", "report"},
+    {"device", "display"},
     {"figures", "history", "images", "likelihoods", "monte_carlo", "reparameterization"},
-    {"divergences", "folders", "gradient_estimators", "toy_images"},
+    {"divergences", "folders", "gradient_estimators", "tally", "toy_images"},
     {"distributions"},
     {"bayes", "data", "linear_gaussian", "patient"},
     {"loss_terms", "models"},
     {"bounds", "exam", "linear_vae"},
     {"checkpoints", "coding", "doctor", "evaluation", "objectives"},
     {"annealing", "budget", "training"},
-    {"clinic", "commands", "diagrams", "explorer"},
+    {"clinic", "diagrams", "explorer", "ledger"},
+    {"reproduction"},
+    {"commands"},
     {"__main__"},
+    {"reproduce"},
 ]
 
 

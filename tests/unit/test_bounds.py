@@ -430,7 +430,7 @@ def test_held_out_images_are_measured_given_their_labels(monkeypatch, learned_pr
         for part in (slice(0, 4), slice(4, 8), slice(8, 10))
     ]
     assert bound.value == pytest.approx(torch.cat(values).mean().item(), rel=1e-6)
-    assert bound.protocol.quantity == "ELBO given y, K=2"
+    assert (bound.protocol.quantity, bound.protocol.K) == ("ELBO given y", 2)
     shuffled = average_elbo(model, Images(x, y.flip(0), "noise", "test"), n_samples=2, seed=5)
     assert shuffled.value != bound.value
 

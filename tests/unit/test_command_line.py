@@ -325,7 +325,7 @@ def test_evaluate_prints_the_bound_its_terms_and_the_protocol(trained, folder, c
     text = evaluated(capsys, trained, *options)
     for number in (bound.negative_elbo, bound.standard_error, bound.reconstruction, bound.kl):
         assert f" {number:.3f}" in text
-    for line in ("ELBO, K=3", str(folder), split, "grayscale", "2"):
+    for line in ("ELBO", "3", str(folder), split, "grayscale", "2"):
         assert any(row.endswith(f" {line}") for row in text.splitlines())
 
 

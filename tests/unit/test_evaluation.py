@@ -24,8 +24,8 @@ from torch.distributions import (
 )
 from torch.nn.functional import one_hot
 
-from vae_book import evaluation
-from vae_book.device import describe
+from vae_book import evaluation, tally
+from vae_book.device import describe, seeded
 from vae_book.divergences import kl_riemann
 from vae_book.evaluation import (
     Units,
@@ -147,13 +147,15 @@ def test_keeps_no_graph_of_what_it_computes(model):
 def test_the_protocol_says_how_it_was_measured(model, binary, pixels):
     bound = average_elbo(model, data(binary=binary), n_samples=2, seed=3)
     protocol = {
-        "quantity": "ELBO, K=2",
+        "quantity": "ELBO",
         "source": "noise",
         "split": "test",
         "n_images": 10,
         "pixels": pixels,
         "seed": 3,
         "device": describe(torch.device("cpu")),
+        "K": 2,
+        "standard_error": "images",
     }
     assert json.loads(json.dumps(bound.as_dict())) == {
         "value": bound.value,
@@ -318,11 +320,18 @@ def test_with_one_draw_it_is_the_bound_and_with_more_it_rises_to_the_likelihood(
 def test_it_is_the_mean_over_images_of_the_log_of_their_average_weight(
     agree, monkeypatch, kind, from_prior
 ):
-    monkeypatch.setattr(evaluation, "CHUNK", 7)  # two images of three draws at a time
+    monkeypatch.setattr(evaluation, "DRAWS", 2)  # of three, with one stream of noise
     model, data = several(kind)
-    found = log_likelihood(model, data, n_samples=3, seed=5, from_prior=from_prior)
-    draw = torch.Generator().manual_seed(5)  # of noise in single precision, hence the tolerance
-    noise = torch.cat([torch.randn(3, n, 2, generator=draw) for n in (2, 2, 1)], 1).double()
+    options = {"n_samples": 3, "seed": 5, "from_prior": from_prior}
+    found = log_likelihood(model, data, chunk=5, **options)  # two images of two draws at a time
+    sizes = [(0, 2), (1, 1)]  # noise in single precision, hence the tolerance
+    noise = torch.stack(
+        [
+            torch.cat([torch.randn(n, 2, generator=seeded(5, block, i + 1)) for block, n in sizes])
+            for i in range(5)
+        ],
+        dim=1,
+    ).double()
     per_image = []
     for i, x in enumerate(data.images):
         y = () if model.told(data) is None else (model.told(data)[i],)
@@ -355,13 +364,15 @@ def test_the_protocol_of_a_log_likelihood_says_how_it_was_estimated(kind, from_p
         "value": found.value,
         "standard_error": found.standard_error,
         "protocol": {
-            "quantity": f"{what}, 3 draws from {origin}",
+            "quantity": f"{what}, draws from {origin}",
             "source": "noise",
             "split": "test",
             "n_images": 5,
             "pixels": "binary",
             "seed": 7,
             "device": describe(torch.device("cpu")),
+            "K": 3,
+            "standard_error": "images",
         },
     }
     before = torch.get_rng_state()
@@ -405,6 +416,134 @@ def test_a_log_likelihood_needs_two_images_a_draw_and_labels_that_fit(from_prior
         measure(gray)
     with pytest.raises(ValueError, match=r"^x: expected"):
         measure(Images(torch.zeros(2, 2, 3, 2), data.labels[:2], "noise", "test"))
+
+
+# Log-likelihoods that take long ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("from_prior", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_log_likelihood_does_not_depend_on_the_chunk(monkeypatch, kind, from_prior):
+    monkeypatch.setattr(evaluation, "DRAWS", 4)
+    model, data = several(kind)
+    options = {"n_samples": 11, "seed": 2, "from_prior": from_prior}
+    whole = log_likelihood(model, data, chunk=1000, **options)
+    for chunk in (1, 2, 3, 4, 7, 8, 9):
+        found = log_likelihood(model, data, chunk=chunk, **options)
+        for name in ("per_image", "errors", "effective_draws"):
+            torch.testing.assert_close(
+                getattr(found, name), getattr(whole, name), rtol=1e-9, atol=0
+            )
+    part = log_likelihood(model, data[:2], chunk=3, **options)  # and not on the other images
+    torch.testing.assert_close(part.per_image, whole.per_image[:2], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("from_prior", [False, True])
+@pytest.mark.parametrize("n_samples", [1, 3, 2000])
+def test_no_more_is_decoded_at_a_time_than_a_chunk(monkeypatch, n_samples, from_prior):
+    model, data = several("nothing")
+    decode, rows = model.decode, []
+
+    def watched(z, y=None):
+        rows.append(z[..., 0].numel())
+        return decode(z, y)
+
+    monkeypatch.setattr(model, "decode", watched)
+    log_likelihood(model, data, n_samples=n_samples, from_prior=from_prior, chunk=60)
+    assert max(rows) <= 60
+    assert sum(rows) == 5 * n_samples
+
+
+def test_each_image_has_its_standard_error_over_draws():
+    model, mean, covariance = linear_gaussian()
+    x = torch.tensor([2.0, -1.0, 0.0, 1.5]).double()
+    data = copies(x.reshape(1, 2, 2), torch.tensor(0), 1000)
+    found = log_likelihood(model, data, n_samples=200)
+    spread = found.per_image.std().item()  # the same image a thousand times
+    assert found.errors.mean().item() == pytest.approx(spread, rel=0.1)
+    exact = multivariate_normal.logpdf(x, mean, covariance)
+    within = ((found.per_image - exact).abs() < 2 * found.errors).double().mean()
+    assert within > 0.9
+    assert found.value == pytest.approx(found.per_image.mean().item())
+    assert log_likelihood(model, data[:3], n_samples=1).errors.isinf().all()
+
+
+@torch.no_grad()
+def test_the_effective_draws_are_those_of_the_weights():
+    model, data = several("label")
+    found = log_likelihood(model, data, n_samples=40, seed=3)
+    for i in range(5):
+        eps = torch.randn(40, 1, 2, generator=seeded(3, 0, i + 1)).double()
+        x, y = data.images[i : i + 1], data.labels[i : i + 1]
+        weights = evaluation.log_weights(model, x, eps, y=y).softmax(0)
+        expected = 1 / weights.square().sum()
+        torch.testing.assert_close(found.effective_draws[i], expected)
+    assert (found.effective_draws < 40).all()
+
+
+class Killed(Exception):  # noqa: N818
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 3, 7])
+def test_a_log_likelihood_that_was_killed_goes_on_to_the_same_bits(monkeypatch, tmp_path, after):
+    monkeypatch.setattr(evaluation, "DRAWS", 4)
+    monkeypatch.setattr(tally, "SECONDS", -1)  # kept after each step
+    model, data = several("part")
+    options = {"n_samples": 10, "seed": 4, "chunk": 8}
+    whole = log_likelihood(model, data, **options)
+    file, count = tmp_path / "log_p.pt", iter(range(100))
+    intact = evaluation.log_weights
+
+    def killed(*args, **kwargs):
+        if next(count) == after:
+            raise Killed
+        return intact(*args, **kwargs)
+
+    monkeypatch.setattr(evaluation, "log_weights", killed)
+    with pytest.raises(Killed):
+        log_likelihood(model, data, file=file, **options)
+    done = next(count)
+    found = log_likelihood(model, data, file=file, **options)
+    assert next(count) - done - 1 == 9 - after  # what was done is not done again
+    assert torch.equal(found.per_image, whole.per_image)
+    assert torch.equal(found.errors, whole.errors)
+    assert found == whole
+    assert log_likelihood(model, data, file=file, **options) == whole  # it is all there
+    assert not list(tmp_path.glob(".part-*"))
+
+
+def test_a_file_of_another_measurement_or_a_damaged_one_is_refused(tmp_path):
+    model, data = several("nothing")
+    file = tmp_path / "log_p.pt"
+    log_likelihood(model, data, n_samples=3, file=file)
+    other, _ = several("nothing")
+    other.to_mu.bias.data += 1
+    for model_, options in (
+        (model, {"n_samples": 4}),
+        (model, {"n_samples": 3, "seed": 1}),
+        (model, {"n_samples": 3, "from_prior": True}),
+        (model, {"n_samples": 3, "chunk": 2}),
+        (other, {"n_samples": 3}),
+    ):
+        with pytest.raises(ValueError, match=r"^file: .* holds another measurement .* delete it"):
+            log_likelihood(model_, data, file=file, **options)
+    with pytest.raises(ValueError, match=r"^file: .* holds another measurement"):
+        log_likelihood(model, data.with_images(1 - data.images), n_samples=3, file=file)
+    content = file.read_bytes()
+    for damage in (b"", content[: len(content) // 2], b"no tally"):
+        file.write_bytes(damage)
+        with pytest.raises(ValueError, match=r"^file: .* is damaged .*; delete it"):
+            log_likelihood(model, data, n_samples=3, file=file)
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_progress_bar_only_where_one_is_asked_for(capsys, progress):
+    model, data = several("nothing")
+    log_likelihood(model, data, n_samples=3, progress=progress)
+    printed = capsys.readouterr()
+    assert ("100%" in printed.err) == progress
+    assert not printed.out
 
 
 # What the units do --------------------------------------------------------------------------------

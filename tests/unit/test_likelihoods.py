@@ -502,3 +502,30 @@ def test_bits_need_dimensions(dimensions):
 def test_bits_of_a_density_need_two_levels(levels):
     with pytest.raises(ValueError, match=r"^levels: expected a whole number of at least 2"):
         bits_per_dimension(1.0, 5, levels)
+
+
+@pytest.mark.parametrize("pixels", [(1, 2, 4), (1, 3, 5), (3, 2, 2), (1, 28, 28)])
+@pytest.mark.parametrize("batch", [(), (1,), (3,), (4, 3), (4, 1)])
+@pytest.mark.parametrize("scale", [1e-3, 5.0, 1e4])
+def test_without_gradients_a_bernoulli_takes_a_shorter_way_to_the_same_sum(pixels, batch, scale):
+    draw = torch.Generator().manual_seed(len(batch))
+    logits = scale * torch.randn(*batch, *pixels, generator=draw)
+    x = torch.rand(*batch[-1:], *pixels, generator=draw)
+    exact = Bernoulli(relaxed=True).log_prob(x.double(), logits.double())
+    short = Bernoulli(relaxed=True).log_prob(x, logits)
+    long = Bernoulli(relaxed=True).log_prob(x, logits.requires_grad_())
+    assert long.requires_grad
+    assert not short.requires_grad
+    torch.testing.assert_close(short.double(), exact, rtol=2e-6, atol=1e-5)
+    torch.testing.assert_close(short, long.detach(), rtol=2e-6, atol=1e-5)
+
+
+def test_the_shorter_way_keeps_what_is_infinite_or_not_a_number():
+    ones = torch.ones(1, 2, 4)
+    certain = Bernoulli().log_prob(ones, torch.full((1, 2, 4), math.inf))
+    assert certain == 0
+    assert Bernoulli().log_prob(ones, torch.full((1, 2, 4), -math.inf)) == -math.inf
+    logits = torch.zeros(2, 1, 2, 4)
+    logits[0, 0, 0, 0] = math.nan
+    found = Bernoulli().log_prob(ones, logits)
+    assert found.isnan().tolist() == [True, False]
