@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -193,7 +194,8 @@ def _package(name: str) -> nn.Module:
     from vae_book import models
 
     torch.manual_seed(0)
-    return {"mlp": models.VAE, "conv": models.ConvVAE, "cvae": models.CVAE}[name]()
+    plain_cvae = partial(models.CVAE, learned_prior=False, own_weights=False)
+    return {"mlp": models.VAE, "conv": models.ConvVAE, "cvae": plain_cvae}[name]()
 
 
 def _fit(data: Data, name: str, precision: str) -> None:

@@ -201,7 +201,7 @@ def test_an_image_adds_its_own_term_of_the_bound(trained, digits):
 
 @torch.no_grad()
 def test_an_image_with_a_label_adds_its_term_of_the_bound_given_the_label():
-    model = small(CVAE, classes=6, learned_prior=True)
+    model = small(CVAE, classes=6, own_weights=False)
     nn.init.normal_(model.prior_network.weight, generator=seeded(0))
     coder = BitsBack(model, levels=2, latent_bits=12)
     for i, x in enumerate(images()):

@@ -315,7 +315,7 @@ def test_show_gives_a_page_its_explorer_and_paper_its_picture(displayed, model):
     assert data["text/html"] == explorer(model, some(), n=20, limit=2.5, sentence=sentence)
     assert 'alt="Digits &amp; &quot;their&quot; plane."' in data["text/html"]
     assert picture(data["text/html"]) == data["image/png"]
-    assert Image.open(BytesIO(data["image/png"])).size == (800, 400)
+    assert Image.open(BytesIO(data["image/png"])).size == (1200, 600)
     assert not plt.get_fignums()
 
 

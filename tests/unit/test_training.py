@@ -633,10 +633,10 @@ free = Objective(beta=2.0, warm_up=2, free_nats=0.055)
 torch.manual_seed(0)
 with parallel.process_group():
     for name, model, data, objective in [
-        ("labels", CVAE(latent=2, hidden=8, learned_prior=True), labelled, None),
+        ("labels", CVAE(latent=2, hidden=8), labelled, None),
         ("parts", CompletionVAE(latent=2, hidden=8), quadrants(labelled), None),
         ("convolutions", ConvVAE(latent=2, hidden=8), labelled, None),
-        ("free nats", CVAE(latent=2, hidden=8, learned_prior=True), labelled, free),
+        ("free nats", CVAE(latent=2, hidden=8, own_weights=False), labelled, free),
     ]:
         options = {"held_out": data, "checkpoint": f"{sys.argv[1]}/{name}.pt"}
         fit(model, data, epochs=3, batch_size=7, objective=objective, **options)
