@@ -154,8 +154,8 @@ def refined(
     steps, n_samples = whole_number("steps", steps, least=0), whole_number("n_samples", n_samples)
     with torch.no_grad():
         start = model.encode(x, y)
-    shift = torch.zeros_like(start.mu, requires_grad=True)
-    log_scale = torch.zeros_like(start.mu, requires_grad=True)
+    shift = torch.zeros_like(start.mu).requires_grad_()
+    log_scale = torch.zeros_like(start.mu).requires_grad_()
     optimizer = torch.optim.Adam([shift, log_scale], lr=lr, betas=(0.9, 0.99))
     shrinking = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     for _ in range(steps):
@@ -215,7 +215,7 @@ def refined_full(
     steps, n_samples = whole_number("steps", steps, least=0), whole_number("n_samples", n_samples)
     with torch.no_grad():
         start = model.encode(x, y)
-    shift = torch.zeros_like(start.mu, requires_grad=True)
+    shift = torch.zeros_like(start.mu).requires_grad_()
     factor = torch.zeros_like(start.mu).diag_embed().requires_grad_()
     optimizer = torch.optim.Adam([shift, factor], lr=lr, betas=(0.9, 0.99))
     shrinking = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
