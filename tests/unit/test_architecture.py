@@ -10,7 +10,7 @@ import mutants
 ROOT = Path(__file__).parents[2]
 MODULES = {path.stem: path for path in (ROOT / "vae_book").glob("*.py")}
 LAYERS = [
-    {"checks", "deprecated", "display", "files", "parallel", "report"},
+    {"checks", "deprecated", "display", "files", "parallel", "prior_density", "report"},
     {"device"},
     {"figures", "history", "images", "likelihoods", "monte_carlo", "reparameterization"},
     {"divergences", "folders", "gradient_estimators"},

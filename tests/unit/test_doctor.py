@@ -18,8 +18,11 @@ from torch.distributions import (
 from vae_book import bounds, likelihoods
 from vae_book.clinic import FAULTS, fault
 from vae_book.data import load_images
+from vae_book.distributions import DiagonalGaussian, Mixture
 from vae_book.doctor import diagnose
 from vae_book.models import CVAE, VAE
+from vae_book.objectives import Objective
+from vae_book.prior_density import FITTED, KEPT, agreement
 from vae_book.report import Finding, Report
 
 UNITS = 6
@@ -189,29 +192,44 @@ def unchecked(report):
 def test_a_script_with_tuples_and_summed_cross_entropy_gets_a_clean_bill(script, x):
     report = diagnose(script.encode, script.decode, x, loss=script.loss)
     assert report.healthy, str(report)
-    assert unchecked(report) == {"labels"}
+    assert unchecked(report) == {"labels", "density of the prior"}
 
 
 def test_distributions_with_a_deviation_and_a_divergence_by_draws_get_a_clean_bill(modules, x):
     report = diagnose(modules.encoder, modules.decoder, x, loss=modules.loss)
     assert report.healthy, str(report)
-    assert unchecked(report) == {"labels"}
+    assert unchecked(report) == {"labels", "density of the prior"}
 
 
 def test_a_model_with_a_step_of_its_own_and_batch_norm_gets_a_clean_bill(steps, x):
     report = diagnose(steps.encode, steps.decoder, x, loss=steps.compute_loss)
     assert report.healthy, str(report)
-    assert unchecked(report) == {"labels"}
+    assert unchecked(report) == {"labels", "density of the prior"}
 
 
 # The faults of the clinic -------------------------------------------------------------------------
 
 
+class LearnedPrior(VAE):
+    """A VAE with a prior of its own: a mixture, or one Gaussian."""
+
+    def __init__(self, components):
+        super().__init__(UNITS, 64, likelihood=likelihoods.Bernoulli(relaxed=True))
+        shape = (components, UNITS) if components > 1 else (UNITS,)
+        self.mu, self.log_var = nn.Parameter(torch.randn(shape)), nn.Parameter(torch.rand(shape))
+
+    def prior(self, y=None):
+        parts = DiagonalGaussian(self.mu, self.log_var)
+        return Mixture(parts) if self.mu.ndim > 1 else parts
+
+
 def patient(name):
-    """A model of the package that the fault shows in, and its loss."""
+    """A model of the package that the fault shows in."""
     torch.manual_seed(0)
     if name == "deaf-encoder":
         return CVAE(UNITS, 64)
+    if name in ("mixture-by-unit", "variance-in-sample"):
+        return LearnedPrior(5 if name == "mixture-by-unit" else 1)
     likelihood = likelihoods.Bernoulli(relaxed=name != "gray-as-binary")
     return VAE(UNITS, 64, likelihood=likelihood)
 
@@ -223,7 +241,7 @@ CALLED = {
     "left-in-training-mode": "noise-in-evaluation",
 }
 # Mistakes in what is done with a model: neither encoder nor decoder nor loss has them.
-ELSEWHERE = ["variance-in-sample", "mean-at-test", "last-batch", "train-on-test"]
+ELSEWHERE = ["mean-at-test", "last-batch", "train-on-test", "step-of-the-levels"]
 
 
 def loss_of(model, name):
@@ -233,6 +251,13 @@ def loss_of(model, name):
                 bounds.log_weights(model, x, torch.randn(5, len(x), UNITS))
             ).mean()
         )
+    if name == "kl-weight":
+
+        def trained(x):
+            made = model(x, torch.randn(len(x), UNITS))
+            return Objective().loss(x, made, bounds.elbo_terms(x, made)).mean()
+
+        return trained
     return lambda x, y=None: -bounds.elbo(model, x, y=y).value.mean()
 
 
@@ -241,16 +266,12 @@ def test_each_fault_of_encoder_decoder_and_loss_is_found_by_its_name(name, digit
     model, images = patient(name), x.reshape(-1, 1, 28, 28)
     labels = digits[1][2000:2064] if isinstance(model, CVAE) else None
     images = images.round() if name == "gray-as-binary" else images
-    healthy = diagnose(model.encode, model.decode, images, loss=loss_of(model, name), labels=labels)
+    options = {"loss": loss_of(model, name), "labels": labels}
+    options |= {"prior": model.prior} if isinstance(model, LearnedPrior) else {}
+    healthy = diagnose(model.encode, model.decode, images, **options)
     assert healthy.healthy, str(healthy)
     with fault(name):
-        report = diagnose(
-            model.encode,
-            model.decode,
-            x.reshape(-1, 1, 28, 28),
-            loss=loss_of(model, name),
-            labels=labels,
-        )
+        report = diagnose(model.encode, model.decode, x.reshape(-1, 1, 28, 28), **options)
     expected = () if name in ELSEWHERE else (CALLED.get(name, name),)
     assert report.faults == expected, str(report)
 
@@ -499,6 +520,133 @@ def test_a_claim_above_the_evidence_is_found(script, x):
     assert 14 < found["bound below the evidence"].nats < 20  # less the gap, a few nats
 
 
+# The prior ----------------------------------------------------------------------------------------
+
+
+def components(count, d, seed=0):
+    """Components that stand apart in part, of unequal deviations."""
+    g = torch.Generator().manual_seed(seed)
+    mu = 1.5 * torch.randn(count, d, generator=g)
+    return DiagonalGaussian(mu, 0.8 * torch.randn(count, d, generator=g) - 1)
+
+
+HEALTHY = {
+    "standard": lambda d, s: Normal(torch.zeros(d), torch.ones(d)),
+    "Gaussian": lambda d, s: DiagonalGaussian(*(each[0] for each in components(1, d, s))),
+    **{
+        f"mixture of {count}": lambda d, s, count=count: Mixture(components(count, d, s))
+        for count in (3, 10, 50)
+    },
+}
+
+
+def compared(prior, d, log_prob=None):
+    draws = prior.sample((FITTED + KEPT,))
+    log_prob = log_prob or (lambda z: prior.log_prob(z).reshape(len(z), -1).sum(1))
+    return agreement(draws, log_prob)
+
+
+@pytest.mark.parametrize("d", [1, 2, 6, 20])
+@pytest.mark.parametrize("kind", HEALTHY)
+def test_draws_and_density_of_a_healthy_prior_agree(kind, d):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        found = compared(HEALTHY[kind](d, seed), d)
+        assert found.fault == ""
+        assert found.ratio < 1 + 5 * found.error
+
+
+@pytest.mark.parametrize("d", [2, 6, 20])
+@pytest.mark.parametrize("count", [3, 10])
+def test_a_mixture_by_unit_is_found_by_its_name(count, d):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        prior = Mixture(components(count, d, seed))
+        with fault("mixture-by-unit"):
+            found = compared(prior, d)
+        assert found.fault == "mixture-by-unit"
+        assert found.ratio > 1 + 5 * found.error
+
+
+@pytest.mark.parametrize("d", [2, 6, 20])
+def test_a_variance_for_a_deviation_in_sample_is_found_by_its_name(d):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        with fault("variance-in-sample"):
+            found = compared(HEALTHY["Gaussian"](d, seed), d)
+        assert found.fault == "variance-in-sample"
+
+
+@pytest.mark.parametrize("kind", ["Gaussian", "mixture of 3"])
+@pytest.mark.parametrize("off", [math.log(1.5), -math.log(1.5)])
+def test_a_constant_that_the_log_density_lacks_is_found(kind, off):
+    torch.manual_seed(0)
+    prior = HEALTHY[kind](6, 0)
+    found = compared(prior, 6, lambda z: prior.log_prob(z) + off)
+    assert found.fault == "prior-density"
+    assert found.ratio == pytest.approx(math.exp(-off), abs=5 * found.error)
+
+
+class OwnMixture(nn.Module):
+    """A reader's mixture prior: a number of draws, weights of its own, one z in a row."""
+
+    def __init__(self, by_unit=False):
+        super().__init__()
+        torch.manual_seed(3)
+        self.means = nn.Parameter(2 * torch.randn(4, UNITS))
+        self.log_vars = nn.Parameter(0.5 * torch.randn(4, UNITS))
+        self.logits, self.by_unit = nn.Parameter(torch.randn(4)), by_unit
+
+    def forward(self, z):
+        raise AssertionError("a prior is asked for draws and its log-density alone")
+
+    def sample(self, number):
+        which = torch.multinomial(self.logits.softmax(0), number, replacement=True)
+        return self.means[which] + (0.5 * self.log_vars[which]).exp() * torch.randn(number, UNITS)
+
+    def log_prob(self, z):
+        assert z.ndim == 2
+        each = Normal(self.means, (0.5 * self.log_vars).exp()).log_prob(z[:, None])
+        log_weights = self.logits.log_softmax(0)
+        if self.by_unit:
+            return (each + log_weights[:, None]).logsumexp(1)  # one number for each unit
+        return (each.sum(-1) + log_weights).logsumexp(1)
+
+
+@pytest.mark.parametrize("by_unit", [False, True])
+def test_a_prior_of_the_readers_own_class_is_asked_and_judged(by_unit, script, x):
+    prior = OwnMixture(by_unit)
+
+    def loss(self, x):
+        mu, log_var = self.encode(x)
+        z = self.reparameterize(mu, log_var)
+        q = Normal(mu, (0.5 * log_var).exp())
+        log_p = prior.log_prob(z).reshape(len(z), -1).sum(-1)
+        return self.bce(self.decode(z), x) + (q.log_prob(z).sum(-1) - log_p).sum()
+
+    model = broken(script, loss=loss)
+    report = diagnose(model.encode, model.decode, x, loss=model.loss, prior=prior)
+    assert report.faults == (("mixture-by-unit",) if by_unit else ()), str(report)
+    assert report["scale and sign of both terms"].verdict == "ok"
+    assert report["KL against draws"].verdict == "ok"
+    assert unchecked(report) == {"labels"}
+
+
+def test_a_prior_that_differs_from_image_to_image_is_compared_at_the_first(script, x):
+    log_var = torch.linspace(1, 2, 64)[:, None].expand(-1, UNITS)
+    each = DiagonalGaussian(torch.zeros(64, UNITS), log_var)
+
+    def checked(prior):
+        report = diagnose(script.encode, script.decode, x, prior=prior)
+        return report["density of the prior"]
+
+    assert checked(lambda: each).verdict == "ok"
+    with fault("variance-in-sample"):
+        assert checked(lambda: each).fault == "variance-in-sample"
+    ours = Normal(each.mu, each.sigma)
+    assert checked(ours).found == "the prior is another one for each image"
+
+
 # Trained with a mistake ---------------------------------------------------------------------------
 
 
@@ -669,7 +817,7 @@ def test_a_full_covariance_without_correlations_is_a_diagonal_gaussian(script, x
     )
     report = diagnose(model.encode, model.decode, x, loss=model.loss)
     assert report.healthy, str(report)
-    assert unchecked(report) == {"labels"}
+    assert unchecked(report) == {"labels", "density of the prior"}
 
 
 def test_codes_may_have_any_shape(x):
@@ -726,6 +874,19 @@ def test_a_formula_that_is_exact_to_a_thousandth_is_no_fault(script, x):
 # Bad input ----------------------------------------------------------------------------------------
 
 
+class Draws:
+    """A prior of the wrong shape, and with one log-density for all."""
+
+    def __init__(self, d):
+        self.d = d
+
+    def sample(self, shape):
+        return torch.zeros(*shape, self.d)
+
+    def log_prob(self, z):
+        return torch.zeros(())
+
+
 @pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -744,7 +905,9 @@ def test_a_formula_that_is_exact_to_a_thousandth_is_no_fault(script, x):
         ({"spread": "sigma"}, "spread: expected log_var, std, log_std, var or None, got 'sigma'"),
         ({"spread": "std"}, "spread: expected what encode returns, got 'std', but some are neg"),
         ({"beta": 0}, "beta: expected a positive number, got 0"),
-        ({"prior": "normal"}, "prior: expected a distribution, got str"),
+        ({"prior": "normal"}, "prior: expected a distribution, .* and log_prob, got str"),
+        ({"prior": Draws(3)}, r"prior: expected draws of shape .*\[64, 6\].* got .*\[64, 3\]"),
+        ({"prior": Draws(UNITS)}, "prior: expected log p\\(z\\) of .* draws, got"),
         ({"encode": lambda x: x}, "encode: expected a tuple .* got Tensor"),
         ({"encode": lambda x: (x, x[:, :3])}, "encode: expected mean and spread of one shape"),
         ({"encode": lambda x: (x[0], x[0])}, "encode: expected one mean for each of 64 images"),
