@@ -346,6 +346,12 @@ def kl_value(exam: Exam) -> Finding:
     kind = kl.kind if kl.misfit < FITS else exam.encoded.likely
     drawn, error = _kl_by_draws(exam, kind)
     if not kl.misfit < FITS:
+        if not exam.formula:
+            raise NotChecked(
+                "beside the log-likelihood stands something other than a KL to this prior: free "
+                "bits, a loss of its own on the code, another prior? Give prior=, or a loss "
+                "without it"
+            )
         return _fault(
             "kl-formula",
             f"what the loss has beside the log-likelihood is no KL to the prior: {rest:.2f} nats, "
@@ -394,9 +400,8 @@ def below(exam: Exam) -> Finding:
 
 def collapse(exam: Exam) -> Finding:
     """Whether z says something of x."""
-    unit_kl = exam.unit_kl
     active = exam.encoded.mu.reshape(exam.n, -1).var(0) > ACTIVE
-    words = f"{int(active.sum())} of {len(active)} units are active, KL {unit_kl.sum(1).mean():.2f}"
+    words = f"{int(active.sum())} of {len(active)} units are active, KL {exam.average_kl:.2f}"
     if bool(active.any()):
         return _ok(f"{words} nats an image")
     if exam.own_likelihood:

@@ -26,6 +26,7 @@ from vae_book.loss_terms import (
     LikelihoodTerm,
     Pass,
     gradients,
+    is_formula,
     kl_term,
     likelihood_term,
     summed,
@@ -258,11 +259,14 @@ class Exam:
         return self.likelihood == "bernoulli"
 
     @cached_property
-    def unit_kl(self) -> Tensor:
-        """KL(q(z_j | x) || p(z_j)) of each image and unit."""
-        if not isinstance(self.p_z, Normal):
-            raise NotChecked("only a Gaussian prior gives the KL of each unit")
-        return kl_divergence(self.q_z, self.p_z).reshape(self.n, -1)
+    def average_kl(self) -> float:
+        """KL(q(z | x) || p(z)) of an image, in evaluation mode; by draws if p is no Gaussian."""
+        if isinstance(self.p_z, Normal):
+            return (kl_divergence(self.q_z, self.p_z).sum() / self.n).item()
+        with self.evaluating():
+            z = self.q_z.sample((DRAWS,))
+            log_q, log_p = (summed(d.log_prob(z), DRAWS, self.n) for d in (self.q_z, self.p_z))
+        return (log_q - log_p).mean().item()
 
     # What the loss does, in training mode ---------------------------------------------------------
 
@@ -350,6 +354,12 @@ class Exam:
         term = self.understood
         declared = self.seen.encoded.kind
         return kl_term(self.seen, term, self.p_z, [declared] if declared else KINDS)
+
+    @cached_property
+    def formula(self) -> bool:
+        """Whether what stands beside the log-likelihood is built like a KL."""
+        declared = self.seen.encoded.kind
+        return is_formula(self.seen, self.understood, [declared] if declared else KINDS)
 
     @property
     def understood(self) -> LikelihoodTerm:

@@ -207,6 +207,78 @@ def test_a_model_with_a_step_of_its_own_and_batch_norm_gets_a_clean_bill(steps, 
     assert unchecked(report) == {"labels", "density of the prior"}
 
 
+class FreeBits(Script):
+    """Each unit may cost two nats on average over the batch before it is charged."""
+
+    def loss(self, x):
+        mu, log_var = self.encode(x)
+        made = self.decode(self.reparameterize(mu, log_var))
+        kl = 0.5 * (mu**2 + log_var.exp() - 1 - log_var)
+        return self.bce(made, x) / len(x) + kl.mean(0).clamp(min=2.0).sum()
+
+
+class WithATask(Script):
+    """The means have to tell how bright an image is as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.bright = nn.Linear(UNITS, 1)
+
+    def loss(self, x):
+        mu, log_var = self.encode(x)
+        made = self.decode(self.reparameterize(mu, log_var))
+        task = (self.bright(mu).squeeze(1) - x.mean(1)).square().sum()
+        return self.bce(made, x) + self.kld(mu, log_var) + 100 * task
+
+
+class TwoOutputs(Script):
+    """The decoder gives mean and log-variance of each pixel; the loss is a sum over the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc5 = nn.Linear(64, 784)
+
+    def decode(self, z):
+        h = F.relu(self.fc3(z))
+        return self.fc4(h), self.fc5(h).clamp(min=-4)
+
+    @staticmethod
+    def log_likelihood(x, made):
+        mean, log_var = made
+        squares = (x - mean) ** 2 / log_var.exp()
+        return -0.5 * (squares + log_var + math.log(2 * math.pi)).sum(1)
+
+    def loss(self, x):
+        mu, log_var = self.encode(x)
+        made = self.decode(self.reparameterize(mu, log_var))
+        return self.kld(mu, log_var) - self.log_likelihood(x, made).sum()
+
+
+@pytest.mark.parametrize("kind", [FreeBits, WithATask])
+def test_what_stands_beside_the_kl_on_purpose_is_called_no_fault(kind, digits, x):
+    torch.manual_seed(0)
+    model = kind()
+    train(model, lambda batch: model.loss(batch) / (1 if kind is FreeBits else 64), digits[0])
+    report = diagnose(model.encode, model.decode, x, loss=model.loss)
+    assert report.healthy, str(report)
+    assert "something other than a KL" in report["KL against draws"].found
+    assert report["KL against draws"].verdict == "not checked"
+    assert report["draws of z in the loss"].verdict == "ok"
+
+
+def test_a_decoder_of_mean_and_log_variance_under_a_summed_loss_gets_a_clean_bill(digits, x):
+    torch.manual_seed(0)
+    model = TwoOutputs()
+    train(model, lambda batch: model.loss(batch) / 64, digits[0])
+    options = {"loss": model.loss, "likelihood": model.log_likelihood}
+    report = diagnose(model.encode, model.decode, x, **options)
+    assert report.healthy, str(report)
+    assert report["scale and sign of both terms"].found == "log-likelihood summed, KL summed"
+    assert {"KL against draws", "bound below the evidence"}.isdisjoint(unchecked(report))
+    with pytest.raises(ValueError, match=r"^decode: .* give likelihood=f\(images, decoded\)$"):
+        diagnose(model.encode, model.decode, x)
+
+
 # The faults of the clinic -------------------------------------------------------------------------
 
 
@@ -884,7 +956,7 @@ class Draws:
         return torch.zeros(*shape, self.d)
 
     def log_prob(self, z):
-        return torch.zeros(())
+        return torch.zeros(() if self.d == UNITS else len(z))
 
 
 @pytest.mark.usefixtures("shapes_unchecked")
