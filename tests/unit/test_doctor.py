@@ -428,6 +428,9 @@ def test_a_weight_that_was_chosen_is_no_fault(script, x):
     assert report.healthy, str(report)
     wrong = diagnose(script.encode, script.decode, x, loss=WRONG["kl-weight"], beta=3.0)
     assert wrong.faults == ("kl-weight",)
+    right = kl(*script.encode(x)).item() / len(x)
+    assert wrong["scale and sign of both terms"].nats == pytest.approx(0.9 * right, rel=0.01)
+    assert report["bound below the evidence"].found == "a KL of less than its weight bounds nothing"
 
 
 RIGHT = {
@@ -463,6 +466,13 @@ def test_a_mean_squared_error_beside_a_summed_kl_is_a_mean_reduction(script, x):
         script.encode, script.decode, x, loss=lambda x, q, p: F.mse_loss(p, x) * len(x) + kl(*q)
     )
     assert report.faults == ("mean-reduction",)
+
+
+def test_a_weight_beside_a_squared_error_is_no_noise_if_that_were_larger_than_all_images(script, x):
+    report = diagnose(
+        script.encode, script.decode, x, loss=lambda x, q, p: (p - x).square().sum() + 99 * kl(*q)
+    )
+    assert report.faults == ("kl-weight",)
 
 
 # Encoders, draws and decoders ---------------------------------------------------------------------
@@ -577,7 +587,8 @@ def test_gray_levels_are_a_fault_only_under_a_likelihood_of_binary_pixels(script
 
 
 @pytest.mark.parametrize(
-    "change", [lambda x: x * 255, lambda x: (x - 0.13) / 0.31, lambda x: x * math.nan]
+    "change",
+    [lambda x: x * 255, lambda x: (x - 0.13) / 0.31, lambda x: x * math.nan, lambda x: x * 0],
 )
 def test_pixels_out_of_range_are_found(script, x, change):
     images = change(x)
@@ -702,6 +713,9 @@ def test_a_prior_of_the_readers_own_class_is_asked_and_judged(by_unit, script, x
     assert report["scale and sign of both terms"].verdict == "ok"
     assert report["KL against draws"].verdict == "ok"
     assert unchecked(report) == {"labels"}
+    told = float(report["collapse"].found.split("KL ")[1].split()[0])
+    drawn = float(report["KL against draws"].found.split("by draws ")[1].split()[0])
+    assert told == pytest.approx(drawn, rel=0.05)
 
 
 def test_a_prior_that_differs_from_image_to_image_is_compared_at_the_first(script, x):
@@ -773,13 +787,20 @@ class Conditional(nn.Module):
 
 @pytest.mark.parametrize(
     ("encoder", "decoder", "found"),
-    [(1, 1, ()), (0, 1, ("deaf-encoder",)), (1, 0, ("deaf-decoder",))],
+    [(1, 1, ()), (0, 1, ("deaf-encoder",)), (1, 0, ("deaf-decoder",)), (0, 0, ("deaf-decoder",))],
 )
 def test_labels_that_are_not_heard_are_found(encoder, decoder, found, digits, x):
     torch.manual_seed(0)
     model, labels = Conditional(encoder, decoder), F.one_hot(digits[1][2000:2064]).float()
     report = diagnose(model.encode, model.decode, x, loss=model.loss, labels=labels)
     assert report.faults == found, str(report)
+
+
+def test_one_label_for_all_tells_nothing_of_who_hears_it(x):
+    torch.manual_seed(0)
+    model, labels = Conditional(), F.one_hot(torch.full((64,), 3), 10).float()
+    report = diagnose(model.encode, model.decode, x, labels=labels)
+    assert report["labels"].found == "all labels are alike; give images of several classes"
 
 
 # What is left as it was, and what cannot be seen --------------------------------------------------
@@ -912,6 +933,29 @@ def test_codes_may_have_any_shape(x):
     report = diagnose(model.encode, model.up, x.view(-1, 1, 28, 28), loss=model.loss)
     assert report.healthy, str(report)
     assert report["scale and sign of both terms"].verdict == "ok"
+
+
+def test_dropout_of_a_module_is_no_fault_and_its_distance_is_told(x):
+    torch.manual_seed(0)
+    model = Script()
+    model.fc1 = nn.Sequential(model.fc1, nn.Dropout(0.5))
+    report = diagnose(model.encode, model.decode, x, loss=model.loss)
+    assert report.healthy, str(report)
+    finding = report["training and evaluation mode"]
+    assert finding.advice == "measure in evaluation mode only"
+    assert finding.nats > 0.01
+
+
+def test_draws_of_the_prior_that_decode_to_nothing_are_found(x):
+    class Narrow(Script):
+        def encode(self, x):
+            return torch.zeros(len(x), UNITS), torch.full((len(x), UNITS), -4.0)
+
+        def decode(self, z):
+            return torch.where(z[:, :1].abs() < 1, self.fc4(F.relu(self.fc3(z))), math.nan)
+
+    model = Narrow()
+    assert "samples" in diagnose(model.encode, model.decode, x, likelihood="gaussian").faults
 
 
 def test_batch_norm_in_both_networks_is_no_fault_and_keeps_its_statistics(x):
