@@ -161,7 +161,14 @@ class Exam:
         own = OwnPrior(prior, like)
         with self.evaluating():
             z = own.sample((draws,)).reshape(draws, -1)
-        return z, lambda z: own.log_prob(z.reshape(-1, *like.shape))
+
+        def log_p(z: Tensor) -> Tensor:
+            try:
+                return own.log_prob(z.reshape(-1, *like.shape))
+            except Exception as error:  # outside the support, and whatever else
+                raise NotChecked(f"the prior's log_prob raised {type(error).__name__}") from error
+
+        return z, log_p
 
     @cached_property
     def decoded(self) -> Any:

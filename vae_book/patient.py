@@ -4,6 +4,7 @@ Nothing here takes its numbers from the formulas of the package, since those are
 with: all densities are torch's.
 """
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -113,6 +114,9 @@ class OwnPrior(Distribution):
     def __init__(self, prior: Any, like: Tensor) -> None:
         super().__init__(event_shape=like.shape, validate_args=False)
         self.prior = prior
+        if isinstance(prior, Distribution):
+            self.prior = copy.copy(prior)
+            self.prior._validate_args = False  # outside its support the density is 0, not an error
 
     def sample(self, shape: Any = ()) -> Tensor:
         """Draws whose leading axes are ``shape``."""

@@ -17,7 +17,7 @@ from torch.distributions import Normal
 FITTED, KEPT = 2000, 10_000  # draws: those that h is fitted to, and those that judge
 STARTS = 4  # places where h is tried
 ERRORS = 6  # standard errors from 1 that are too many; of healthy priors, most have 0 to 3
-CLOSE = 0.05  # a disagreement that is let pass, in nats
+CLOSE = 0.05  # a disagreement that is let pass
 
 LogDensity = Callable[[Tensor], Tensor]  # (n, d) -> (n,)
 
@@ -52,10 +52,11 @@ def agreement(draws: Tensor, log_p: LogDensity) -> Agreement:
     log_ratios = torch.stack([_log(h, fit) for h in tests]) - log_density[:FITTED]
     high = _above(tests, log_ratios, kept, log_density[FITTED:])
     low = _below(tests, log_ratios, kept, log_density[FITTED:], lambda z: log_p(z.to(draws)))
-    for ratio, error in (high, low):
-        if abs(ratio - 1) > ERRORS * error and abs(math.log(max(ratio, 1e-300))) > CLOSE:
-            return Agreement(ratio, error, _name(draws, log_p))
-    return Agreement(*high, "")
+    if high[0] - 1 > max(ERRORS * high[1], CLOSE):
+        return Agreement(*high, _name(draws, log_p))
+    if abs(low[0] - 1) > max(ERRORS * low[1], CLOSE):
+        return Agreement(*low, _name(draws, log_p))
+    return Agreement(*(low if math.isfinite(low[1]) else high), "")
 
 
 def _tests(z: Tensor) -> Iterator[Normal]:
@@ -117,7 +118,7 @@ def _below(
             break  # of so few draws the error is not known
         z = tests[h].sample((500,))
         log_ratio = _log(tests[h], z) - log_p(z).double()
-        if log_ratio.std() < 0.5:
+        if log_ratio.std() < 1:
             of_draws = _log(tests[h], kept) - log_density
             mean = of_draws.exp().mean().item()
             return _mean(of_draws, math.inf, second=log_ratio.exp().mean().item() * mean)
@@ -161,7 +162,7 @@ def _by_unit(draws: Tensor, log_p: LogDensity, j: int) -> tuple[float, float, fl
     grid = middle + reach * torch.linspace(-1, 1, 2001).to(draws)
     z = draws[:1].repeat(len(grid), 1)
     z[:, j] = grid
-    log_density = log_p(z).double()
+    log_density = log_p(z).double().nan_to_num(-math.inf)  # NaN is outside the support
     log_mass = (log_density.logsumexp(0) + (2 * reach / (len(grid) - 1)).log()).item()
     mass = log_density.softmax(0)
     mean = (mass * grid).sum()
