@@ -613,9 +613,16 @@ def components(count, d, seed=0):
     return DiagonalGaussian(mu, 0.8 * torch.randn(count, d, generator=g) - 1)
 
 
+def correlated(d, seed):
+    """A covariance that no density without correlations comes near to."""
+    A = torch.randn(d, d, generator=torch.Generator().manual_seed(seed))
+    return A @ A.T + 0.01 * torch.eye(d)
+
+
 HEALTHY = {
     "standard": lambda d, s: Normal(torch.zeros(d), torch.ones(d)),
     "Gaussian": lambda d, s: DiagonalGaussian(*(each[0] for each in components(1, d, s))),
+    "correlated": lambda d, s: MultivariateNormal(torch.zeros(d), correlated(d, s)),
     **{
         f"mixture of {count}": lambda d, s, count=count: Mixture(components(count, d, s))
         for count in (3, 10, 50)
