@@ -5,6 +5,7 @@
 in tests/unit/test_clinic.py.
 """
 
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,12 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout
 
-from vae_book import bounds, data, device, divergences, evaluation, reparameterization
+from vae_book import bounds, data, device, divergences, evaluation, likelihoods, reparameterization
 from vae_book.bounds import Elbo
-from vae_book.distributions import DiagonalGaussian
+from vae_book.distributions import DiagonalGaussian, Mixture, gaussian_log_prob
 from vae_book.images import Images
 from vae_book.likelihoods import Bernoulli, ImageDistribution, Likelihood
 from vae_book.models import VAE, ConditionalVAE
+from vae_book.objectives import Objective
 
 Function = Callable[..., Any]
 MET = re.compile(r"([\w.-]+/[\w.-]+), (\S+) at ([0-9a-f]{7,40})\b")
@@ -90,6 +92,23 @@ def _with_test_images(load: Function) -> Function:
     return broken
 
 
+def _product_of_units(_: Function) -> Function:
+    def broken(self: Mixture, z: Tensor) -> Tensor:
+        mu, log_var = self.parts
+        units = gaussian_log_prob(z[..., None, :, None], mu[..., None], log_var[..., None])
+        return (units.logsumexp(-2) - math.log(len(mu))).sum(-1)
+
+    return broken
+
+
+def _step_subtracted(bits: Function) -> Function:
+    def broken(nats: Any, dimensions: int, levels: int | None = None) -> Any:
+        without = bits(nats, dimensions)
+        return 2 * without - bits(nats, dimensions, levels)
+
+    return broken
+
+
 def _squashed(p_x: ImageDistribution) -> ImageDistribution:
     return p_x.likelihood.given(p_x.params.sigmoid())
 
@@ -132,6 +151,15 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
             broken=_half_missing,
             symptom="variances about twice as large; a KL that can be negative",
         ),
+        "kl-weight": Fault(
+            wrong="In training the KL has a weight that nobody chose: 0.00025 beside a mean.",
+            met="AntixK/PyTorch-VAE, experiment.py and configs/vae.yaml at a6896b9, with 1 in "
+            "validation; before af3f9a5, the batch size over the number of images",
+            owner=Objective,
+            attribute="weight",
+            broken=lambda weight: lambda self, epoch: 784 * 0.00025 * weight(self, epoch),
+            symptom="the losses of training and of held-out images are not the same quantity",
+        ),
         "constant-of-the-kl": Fault(
             wrong="The 1/2 that the KL has for each unit of z is subtracted once in all.",
             met="ericjang/draw, draw.py at 56bb940",
@@ -145,7 +173,8 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
         "log-var-as-std": Fault(
             wrong="exp(log_var), which is the variance, is used as the standard deviation.",
             met="pyg-team/pytorch_geometric, nn/models/autoencoder.py at cc071b7 (1.5.0); "
-            "keras-team/keras, examples/variational_autoencoder_deconv.py at b09ec1c (2.1.6)",
+            "keras-team/keras, examples/variational_autoencoder_deconv.py at b09ec1c (2.1.6); "
+            "bjlkeng/sandbox, bitsback/bitsback.py at 3dac794, in a coder",
             owner=reparameterization,
             attribute="reparameterize",
             broken=lambda _: lambda mu, log_var, eps: mu + log_var.exp() * eps,
@@ -162,6 +191,16 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
                 )
             ),
             symptom="none in any loss; with a learned prior, samples of another one",
+        ),
+        "mixture-by-unit": Fault(
+            wrong="In a mixture, the sum over components stands before that over the units of z.",
+            met="jmtomczak/intro_dgm, vaes/vae_priors_example.ipynb at 28bbc85; "
+            "scverse/scvi-tools, src/scvi/external/mrvi/_module.py at a9e45bf, mended by pull "
+            "request 3189",
+            owner=Mixture,
+            attribute="log_prob",
+            broken=_product_of_units,
+            symptom="none in training; the prior that is paid for is not the one that is sampled",
         ),
         "uniform-noise": Fault(
             wrong="The noise comes from rand, uniform between 0 and 1, in place of randn.",
@@ -248,6 +287,15 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
                 lambda log_weights: bound(log_weights.flatten()).expand(log_weights.shape[1:])
             ),
             symptom="the estimate is that of the likeliest image",
+        ),
+        "step-of-the-levels": Fault(
+            wrong="Bits of a density: the step between gray levels enters with the wrong sign.",
+            met="ritheshkumar95/pytorch-vqvae, vae.py at 3be148b, where the KL is not divided by "
+            "the number of pixels, either",
+            owner=likelihoods,
+            attribute="bits_per_dimension",
+            broken=_step_subtracted,
+            symptom="fewer bits than any file needs, or less than none",
         ),
         "last-batch": Fault(
             wrong="The result is overwritten batch by batch: it is that of the last one.",

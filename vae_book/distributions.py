@@ -1,4 +1,4 @@
-"""Distributions over the latent variable z, as objects: q(z | x), p(z), p(z | x) (chapters 3 to 8).
+"""Distributions over the latent z, as objects: q(z | x), p(z), p(z | x) (chapters 3 to 12).
 
 Each is checked once, where it is made. Noise is passed in as ``eps``, which makes runs repeatable.
 The methods call the functions of the chapters: `reparameterize`, `gaussian_kl` and their kin.
@@ -117,6 +117,47 @@ class DiagonalGaussian(Distribution):
         if isinstance(other, DiagonalGaussian):
             return gaussian_unit_kl(self.mu, self.log_var, other.mu, other.log_var)
         return super().unit_kl(other, z)
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture(Distribution):
+    """A mixture of Gaussians, all equally likely: the density is the mean of theirs.
+
+    The components keep together what the units of z do: a draw takes all its units from one of
+    them. Tomczak and Welling (2018) compare priors of this kind.
+
+    Attributes:
+        parts: the components, whose mu and log_var have the shape (components, d).
+
+    Raises:
+        ValueError: the components have another number of axes.
+    """
+
+    parts: DiagonalGaussian
+
+    def __post_init__(self) -> None:
+        if len(self.parts.batch) != 1 or not self.parts.batch[0]:
+            raise ValueError(
+                "parts: expected mu and log_var of shape (components, d), got "
+                f"{tuple(self.parts.mu.shape)}"
+            )
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """One distribution, for whatever leading axes."""
+        return ()
+
+    def sample(
+        self, shape: tuple[int, ...], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "..."]:
+        """Draws whose leading axes are ``shape``: first which component, then a draw of it."""
+        which = torch.randint(len(self.parts.mu), shape, generator=generator)
+        return self.parts[which.to(self.parts.mu.device)].sample(shape, generator)
+
+    def log_prob(self, z: Float[Tensor, "... d"]) -> Float[Tensor, "..."]:
+        """The log-density at z, in nats: the logarithm of a mean, of densities of whole z."""
+        each = self.parts.log_prob(z.unsqueeze(-2))
+        return each.logsumexp(-1) - math.log(len(self.parts.mu))
 
 
 class FullGaussian(NamedTuple):

@@ -32,6 +32,7 @@ from vae_book.patient import (
     DEVIATIONS,
     mode,
 )
+from vae_book.prior_density import FITTED, KEPT, agreement
 from vae_book.report import Finding, Report
 
 Function = Callable[..., Any]
@@ -72,7 +73,8 @@ def diagnose(
             of each image; None finds out.
         labels: for a conditional model, what ``encode(images, labels)``, ``decode(z, labels)`` and
             ``loss(images, labels)`` are told.
-        prior: p(z), a distribution, or a function of the labels that gives one; None is N(0, I).
+        prior: p(z): a distribution of torch or of the package, any object with ``sample`` and
+            ``log_prob``, or a function of the labels that gives one; None is N(0, I).
         draw: the reader's reparameterization, from what encode returned to z; needed only if the
             loss has three arguments.
         spread: what encode's second output is: ``log_var``, ``std``, ``log_std`` or ``var``; None
@@ -344,6 +346,12 @@ def kl_value(exam: Exam) -> Finding:
     kind = kl.kind if kl.misfit < FITS else exam.encoded.likely
     drawn, error = _kl_by_draws(exam, kind)
     if not kl.misfit < FITS:
+        if not exam.formula:
+            raise NotChecked(
+                "beside the log-likelihood stands something other than a KL to this prior: free "
+                "bits, a loss of its own on the code, another prior? Give prior=, or a loss "
+                "without it"
+            )
         return _fault(
             "kl-formula",
             f"what the loss has beside the log-likelihood is no KL to the prior: {rest:.2f} nats, "
@@ -392,9 +400,8 @@ def below(exam: Exam) -> Finding:
 
 def collapse(exam: Exam) -> Finding:
     """Whether z says something of x."""
-    unit_kl = exam.unit_kl
     active = exam.encoded.mu.reshape(exam.n, -1).var(0) > ACTIVE
-    words = f"{int(active.sum())} of {len(active)} units are active, KL {unit_kl.sum(1).mean():.2f}"
+    words = f"{int(active.sum())} of {len(active)} units are active, KL {exam.average_kl:.2f}"
     if bool(active.any()):
         return _ok(f"{words} nats an image")
     if exam.own_likelihood:
@@ -442,7 +449,7 @@ def samples(exam: Exam) -> Finding:
         score = exam.score(made, exam.family)
     if bool(score.isnan().any()):
         return _fault("samples", "decoded draws of the prior are NaN", "look at the decoder")
-    if not isinstance(exam.p_z, Normal) or exam.told:
+    if not isinstance(exam.p_z, Normal) or exam.p_z.batch_shape != z.shape[1:] or exam.told:
         return _ok("draws of the prior can be decoded")
     mu, var = (each.reshape(exam.n, -1) for each in (exam.q_z.mean, exam.q_z.variance))
     together = Normal(mu.mean(0), (var.mean(0) + mu.var(0, correction=0)).sqrt())
@@ -453,6 +460,28 @@ def samples(exam: Exam) -> Finding:
                       "prior, which decode to nothing that was trained",
                       "give the KL its full weight, or train longer", off)  # fmt: skip
     return _ok("the codes of the images lie where the prior draws from", off)
+
+
+def density(exam: Exam) -> Finding:
+    """Whether draws of the prior and its log-density are of one distribution."""
+    z, log_p = exam.drawn_from(FITTED + KEPT)
+    with exam.evaluating():
+        found = agreement(z, log_p)
+    words = f"the average of h(z) / p(z) over draws of p is {found.ratio:.3g} ± {found.error:.2g}"
+    if not found.fault:
+        return _ok(words)
+    return _fault(found.fault, f"{words}, and should be 1", PRIOR_ADVICE[found.fault],
+                  -math.log(found.ratio) if found.ratio > 0 else None)  # fmt: skip
+
+
+PRIOR_ADVICE = {
+    "mixture-by-unit": "sum the log-density of each component over the units of z first, and take "
+    "the log-sum-exp over components then",
+    "variance-in-sample": "a log-variance becomes a deviation by exp(0.5 * log_var), in sample as "
+    "in log_prob",
+    "prior-density": "compare sample and log_prob: exp(0.5 * log_var) in both, the sum over units "
+    "before the log-sum-exp over components, and no constant left out",
+}
 
 
 def labels_used(exam: Exam) -> Finding:
@@ -497,6 +526,7 @@ CHECKS: dict[str, Callable[[Exam], Finding]] = {
     "collapse": collapse,
     "training and evaluation mode": modes,
     "samples of the prior": samples,
+    "density of the prior": density,
     "labels": labels_used,
 }
 

@@ -26,6 +26,7 @@ from vae_book.loss_terms import (
     LikelihoodTerm,
     Pass,
     gradients,
+    is_formula,
     kl_term,
     likelihood_term,
     summed,
@@ -33,16 +34,20 @@ from vae_book.loss_terms import (
 from vae_book.patient import (
     FAMILIES,
     Encoded,
+    OwnPrior,
+    is_prior,
     mode,
     modules_of,
     parameters_of,
     read_decoded,
     read_encoded,
+    read_prior,
     required_arguments,
     watched,
 )
 
 Function = Callable[..., Any]
+LogDensity = Callable[[Tensor], Tensor]
 
 MOST = 100  # images that are looked at
 DRAWS = 32  # of z, for the importance-weighted bound
@@ -81,7 +86,7 @@ class Exam:
         self.likelihood, self.spread, self.beta, self.prior = likelihood, spread, beta, prior
         self.images = images[:MOST].detach()
         self.told = () if labels is None else (labels[:MOST],)
-        self.modules = modules_of(encode, decode, loss)
+        self.modules = modules_of(encode, decode, loss, prior)
         self.training = all(each.training for each in self.modules)
         self.n, self.pixels = len(self.images), self.images[0].numel()
 
@@ -134,17 +139,36 @@ class Exam:
     @cached_property
     def p_z(self) -> Distribution:
         """The prior."""
-        prior = self.prior(*self.told) if callable(self.prior) else self.prior
-        while isinstance(prior, Independent):
-            prior = prior.base_dist
-        if isinstance(prior, DiagonalGaussian):
-            prior = Normal(prior.mu, prior.sigma)
+        return read_prior(self.given_prior, self.encoded.mu[0])
+
+    @cached_property
+    def given_prior(self) -> Any:
+        """The prior as the reader has it; None if none was given."""
+        made = callable(self.prior) and not is_prior(self.prior)
+        return called("prior", self.prior, *self.told) if made else self.prior
+
+    def drawn_from(self, draws: int) -> tuple[Tensor, LogDensity]:
+        """Draws of the reader's own prior, shape (draws, d), and its own log-density of such."""
+        prior, like = self.given_prior, self.encoded.mu[0]
         if prior is None:
-            mu = self.encoded.mu[0]
-            prior = Normal(torch.zeros_like(mu), torch.ones_like(mu))
-        if not isinstance(prior, Distribution):
-            raise ValueError(f"prior: expected a distribution, got {type(prior).__name__}")
-        return prior
+            raise NotChecked("no prior was given: it is N(0, I)")
+        if isinstance(prior, DiagonalGaussian) and prior.batch:
+            prior = prior[(0,) * len(prior.batch)]  # that of the first image
+        if isinstance(prior, Distribution):
+            shape = prior.batch_shape + prior.event_shape
+            if shape != like.shape:
+                raise NotChecked("the prior is another one for each image")
+        own = OwnPrior(prior, like)
+        with self.evaluating():
+            z = own.sample((draws,)).reshape(draws, -1)
+
+        def log_p(z: Tensor) -> Tensor:
+            try:
+                return own.log_prob(z.reshape(-1, *like.shape))
+            except Exception as error:  # outside the support, and whatever else
+                raise NotChecked(f"the prior's log_prob raised {type(error).__name__}") from error
+
+        return z, log_p
 
     @cached_property
     def decoded(self) -> Any:
@@ -242,11 +266,14 @@ class Exam:
         return self.likelihood == "bernoulli"
 
     @cached_property
-    def unit_kl(self) -> Tensor:
-        """KL(q(z_j | x) || p(z_j)) of each image and unit."""
-        if not isinstance(self.p_z, Normal):
-            raise NotChecked("only a Gaussian prior gives the KL of each unit")
-        return kl_divergence(self.q_z, self.p_z).reshape(self.n, -1)
+    def average_kl(self) -> float:
+        """KL(q(z | x) || p(z)) of an image, in evaluation mode; by draws if p is no Gaussian."""
+        if isinstance(self.p_z, Normal):
+            return (kl_divergence(self.q_z, self.p_z).sum() / self.n).item()
+        with self.evaluating():
+            z = self.q_z.sample((DRAWS,))
+            log_q, log_p = (summed(d.log_prob(z), DRAWS, self.n) for d in (self.q_z, self.p_z))
+        return (log_q - log_p).mean().item()
 
     # What the loss does, in training mode ---------------------------------------------------------
 
@@ -334,6 +361,12 @@ class Exam:
         term = self.understood
         declared = self.seen.encoded.kind
         return kl_term(self.seen, term, self.p_z, [declared] if declared else KINDS)
+
+    @cached_property
+    def formula(self) -> bool:
+        """Whether what stands beside the log-likelihood is built like a KL."""
+        declared = self.seen.encoded.kind
+        return is_formula(self.seen, self.understood, [declared] if declared else KINDS)
 
     @property
     def understood(self) -> LikelihoodTerm:

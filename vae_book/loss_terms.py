@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal, kl_divergence
 
-from vae_book.patient import Encoded, parameters_of
+from vae_book.patient import DEVIATIONS, Encoded, parameters_of
 
 FITS = 1e-3  # the share of a gradient that may be left unexplained
 ROUNDING = 1e-6  # the share of a single-precision gradient that is not told from zero
@@ -118,11 +118,7 @@ def kl_term(
     """The reading of the encoder's output that explains what is left there; None: nothing is."""
     inputs = [seen.encoded.mu, seen.encoded.spread]
     weights = likelihood.weights.detach()
-    by_loss = _joined(seen.loss, inputs)
-    by_likelihood = _joined(-(weights * likelihood.log_prob).sum(), inputs)
-    rest = by_loss - by_likelihood
-    # What the likelihood does not explain at the decoder, it does not explain here either.
-    rounding = (ROUNDING + 2 * likelihood.misfit) * (by_loss.norm() + by_likelihood.norm())
+    rest, rounding = _rest(seen, likelihood)
     if rest.norm() <= rounding:
         return None
     fits = []
@@ -135,6 +131,48 @@ def kl_term(
             error = rounding / (weight * own).norm()
             fits.append(KLTerm(kind, relative.item(), exact, left.item(), error.item()))
     return min(fits, key=lambda each: each.misfit)
+
+
+def is_formula(seen: Pass, likelihood: LikelihoodTerm, kinds: Sequence[str]) -> bool:
+    """Whether what a loss has beside the log-likelihood is built like a KL, if not one itself.
+
+    The gradient of a KL of two Gaussians is a line in mu for the means and one in the variance for
+    the log-variances, the same for all images and units. So it is with wrong coefficients, and not
+    with another loss beside the KL.
+    """
+    rest, rounding = _rest(seen, likelihood)
+    by_mu, by_spread = rest.chunk(2)
+    mu = seen.encoded.mu.detach().flatten()
+    for kind in kinds:
+        spread = seen.encoded.spread.detach().requires_grad_()
+        variance = DEVIATIONS[kind](spread).square()
+        (unit,) = torch.autograd.grad(variance.log().sum(), spread)
+        lines = [(by_mu, mu, torch.ones_like(mu)),
+                 (by_spread, (variance.detach() * unit).flatten(), unit.flatten())]  # fmt: skip
+        left = [_left_by_line(*each) for each in lines]
+        if (torch.stack(left).norm() - rounding) <= FITS * rest.norm():
+            return True
+    return False
+
+
+def _left_by_line(values: Tensor, slope: Tensor, constant: Tensor) -> Tensor:
+    """The length of what a sum of two columns leaves of some numbers at best."""
+    columns = torch.stack([slope, constant], 1).double()
+    if not bool(columns.isfinite().all()):
+        return columns.new_tensor(torch.inf)  # such as the logarithm of a negative number
+    fit = torch.linalg.lstsq(columns, values.double().unsqueeze(1)).solution
+    return (values.double().unsqueeze(1) - columns @ fit).norm()
+
+
+def _rest(seen: Pass, likelihood: LikelihoodTerm) -> tuple[Tensor, Tensor]:
+    """What the log-likelihood leaves of the gradient at the encoder's output, and its rounding."""
+    inputs = [seen.encoded.mu, seen.encoded.spread]
+    by_loss = _joined(seen.loss, inputs)
+    log_likelihood = (likelihood.weights.detach() * likelihood.log_prob).sum()
+    by_likelihood = _joined(-log_likelihood, inputs)
+    # What the likelihood does not explain at the decoder, it does not explain here either.
+    rounding = (ROUNDING + 2 * likelihood.misfit) * (by_loss.norm() + by_likelihood.norm())
+    return by_loss - by_likelihood, rounding
 
 
 def _joined(value: Tensor, inputs: Sequence[Tensor]) -> Tensor:

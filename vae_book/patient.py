@@ -4,6 +4,7 @@ Nothing here takes its numbers from the formulas of the package, since those are
 with: all densities are torch's.
 """
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -98,6 +99,75 @@ def read_encoded(encoded: Any) -> Encoded:
             f"{tuple(pair[0].shape)} and {tuple(pair[1].shape)}"
         )
     return Encoded(pair[0], pair[1], None)
+
+
+class OwnPrior(Distribution):
+    """A prior of the reader's, or of the package's, that is asked like one of torch's.
+
+    Args:
+        prior: an object with ``sample``, which takes a shape or a number, and ``log_prob``.
+        like: one z, whose shape draws have to have.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 (as torch has it)
+
+    def __init__(self, prior: Any, like: Tensor) -> None:
+        super().__init__(event_shape=like.shape, validate_args=False)
+        self.prior = prior
+        if isinstance(prior, Distribution):
+            self.prior = copy.copy(prior)
+            self.prior._validate_args = False  # outside its support the density is 0, not an error
+
+    def sample(self, shape: Any = ()) -> Tensor:
+        """Draws whose leading axes are ``shape``."""
+        wanted = torch.Size(shape)
+        try:
+            drawn = self.prior.sample(wanted)
+        except TypeError:
+            drawn = self.prior.sample(wanted.numel())
+        size = getattr(drawn, "shape", type(drawn).__name__)
+        if size not in (wanted + self.event_shape, (wanted.numel(), *self.event_shape)):
+            raise ValueError(
+                f"prior: expected draws of shape {(wanted + self.event_shape)!s}, got {size}"
+            )
+        return drawn.reshape(wanted + self.event_shape).detach()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The log-density of each z, in nats, summed over whatever axes it has left."""
+        rows = value.reshape(-1, *self.event_shape)
+        found = self.prior.log_prob(rows)
+        if not isinstance(found, Tensor) or found.shape[:1] != rows.shape[:1]:
+            got = getattr(found, "shape", type(found).__name__)
+            raise ValueError(f"prior: expected log p(z) of {len(rows)} draws, got {got}")
+        leading = value.shape[: value.ndim - len(self.event_shape)]
+        return found.reshape(len(rows), -1).sum(-1).reshape(leading)
+
+
+def read_prior(prior: Any, like: Tensor) -> Distribution:
+    """p(z) as a distribution of torch's; None is N(0, I).
+
+    Raises:
+        ValueError: it is no distribution, and has no ``sample`` and ``log_prob``.
+    """
+    while isinstance(prior, Independent):
+        prior = prior.base_dist
+    if prior is None:
+        return Normal(torch.zeros_like(like), torch.ones_like(like))
+    if isinstance(prior, DiagonalGaussian):
+        return Normal(prior.mu, prior.sigma)
+    if isinstance(prior, Distribution):
+        return prior
+    if not is_prior(prior):
+        raise ValueError(
+            "prior: expected a distribution, or an object with sample and log_prob, got "
+            f"{type(prior).__name__}"
+        )
+    return OwnPrior(prior, like)
+
+
+def is_prior(prior: Any) -> bool:
+    """Whether an object can be drawn from and has a log-density."""
+    return all(callable(getattr(prior, name, None)) for name in ("sample", "log_prob"))
 
 
 def read_decoded(decoded: Any, family: str, n: int, pixels: int) -> Distribution:
@@ -205,7 +275,7 @@ def _intercept(stack: ExitStack, owner: object, name: str, calls: list[Call]) ->
         stack.callback(object.__setattr__, owner, name, before)
 
 
-def modules_of(*functions: Function | None) -> list[nn.Module]:
+def modules_of(*functions: Any) -> list[nn.Module]:
     """The modules that functions are, or are methods of."""
     owners = [
         each if isinstance(each, nn.Module) else getattr(each, "__self__", None)

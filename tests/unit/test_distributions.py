@@ -1,7 +1,5 @@
 """Distributions over z agree with torch's, and their divergences with integrals and draws."""
 
-import math
-
 import pytest
 import torch
 from scipy.integrate import quad
@@ -9,7 +7,7 @@ from torch.distributions import Independent, MixtureSameFamily, Normal, kl_diver
 
 from tests.numbers import normals, refused
 from vae_book.device import seeded
-from vae_book.distributions import DiagonalGaussian, Distribution, gaussian_log_prob
+from vae_book.distributions import DiagonalGaussian, Mixture, gaussian_log_prob
 from vae_book.monte_carlo import average
 
 
@@ -19,23 +17,11 @@ def some(*batch, d=3, seed=0):
     return DiagonalGaussian(mu, log_var), Independent(Normal(mu, log_var.exp().sqrt()), 1)
 
 
-class Mixture(Distribution):
-    """Two Gaussians, equally likely: a divergence without a closed form."""
-
-    batch = ()
-
-    def __init__(self, d=3):
-        self.parts, _ = some(2, d=d, seed=5)
-        normal = Normal(self.parts.mu, self.parts.sigma)
-        which = torch.distributions.Categorical(torch.ones(2))
-        self.torchs = MixtureSameFamily(which, Independent(normal, 1))
-
-    def sample(self, shape, generator=None):
-        which = torch.randint(2, shape, generator=generator)
-        return self.parts[which].sample(shape, generator)
-
-    def log_prob(self, z):
-        return self.parts.log_prob(z.unsqueeze(-2)).logsumexp(-1) - math.log(2)
+def mixture(components=2, d=3):
+    """A mixture, and the same of torch."""
+    parts, torchs = some(components, d=d, seed=5)
+    which = torch.distributions.Categorical(torch.ones(components).double())
+    return Mixture(parts), MixtureSameFamily(which, torchs)
 
 
 @pytest.mark.parametrize("batch", [(), (4,), (2, 4)])
@@ -86,13 +72,13 @@ def test_the_divergence_of_two_gaussians_is_exact_and_that_of_torch():
 
 
 def test_without_a_closed_form_the_divergence_is_estimated_at_the_draws():
-    (q, torch_q), p = some(), Mixture()
+    (q, torch_q), (p, torch_p) = some(), mixture()
     z = q.sample((20_000,), seeded(2))
     estimate = average(q.kl(p, z))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         theirs = torch_q.sample((20_000,))
-    other = average(torch_q.log_prob(theirs) - p.torchs.log_prob(theirs))
+    other = average(torch_q.log_prob(theirs) - torch_p.log_prob(theirs))
     error = torch.hypot(estimate.standard_error, other.standard_error)
     assert abs(estimate.value - other.value) < 4 * error
     assert q.unit_kl(p, z).shape == (20_000, 1)
@@ -121,3 +107,43 @@ def test_numbers_become_floats_where_a_distribution_is_made():
 def test_mean_and_log_variance_have_one_shape():
     with refused("mu and log_var: expected the same shape, got (4, 3) and (3,)"):
         DiagonalGaussian(torch.zeros(4, 3), torch.zeros(3))
+
+
+# Mixtures -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("components", [1, 2, 7])
+def test_the_density_of_a_mixture_is_that_of_torch(components):
+    ours, torchs = mixture(components)
+    z = normals(5, 4, 3, seed=9)
+    torch.testing.assert_close(ours.log_prob(z), torchs.log_prob(z))
+    assert ours.batch == ()
+
+
+def test_draws_of_a_mixture_have_its_moments_and_take_all_units_from_one_component():
+    ours, torchs = mixture(4)
+    draws = ours.sample((50_000,), seeded(1))
+    assert torch.equal(draws, ours.sample((50_000,), seeded(1)))
+    assert ours.sample((6, 4), seeded(1)).shape == (6, 4, 3)
+    off = draws - torchs.mean
+    means = ours.parts.mu - torchs.mean
+    for estimate, exact in (
+        (average(draws), torchs.mean),
+        (average(off.square()), torchs.variance),
+        (average(off[:, 0] * off[:, 1]), (means[:, 0] * means[:, 1]).mean()),
+    ):
+        assert ((estimate.value - exact).abs() < 4.5 * estimate.standard_error).all()
+
+
+def test_a_mixture_is_not_the_product_of_the_mixtures_of_its_units():
+    (ours, _), z = mixture(), normals(9, 3, seed=2)
+    alone = [Mixture(DiagonalGaussian(ours.parts.mu[:, [j]], ours.parts.log_var[:, [j]]))
+             for j in range(3)]  # fmt: skip
+    product = sum(each.log_prob(z[:, [j]]) for j, each in enumerate(alone))
+    assert (ours.log_prob(z) - product).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 2, 3), (0, 3)])
+def test_the_components_of_a_mixture_have_one_axis(shape):
+    with refused(f"parts: expected mu and log_var of shape (components, d), got {shape}"):
+        Mixture(DiagonalGaussian(torch.zeros(shape), torch.zeros(shape)))

@@ -18,8 +18,11 @@ from torch.distributions import (
 from vae_book import bounds, likelihoods
 from vae_book.clinic import FAULTS, fault
 from vae_book.data import load_images
+from vae_book.distributions import DiagonalGaussian, Mixture
 from vae_book.doctor import diagnose
 from vae_book.models import CVAE, VAE
+from vae_book.objectives import Objective
+from vae_book.prior_density import FITTED, KEPT, agreement
 from vae_book.report import Finding, Report
 
 UNITS = 6
@@ -189,29 +192,116 @@ def unchecked(report):
 def test_a_script_with_tuples_and_summed_cross_entropy_gets_a_clean_bill(script, x):
     report = diagnose(script.encode, script.decode, x, loss=script.loss)
     assert report.healthy, str(report)
-    assert unchecked(report) == {"labels"}
+    assert unchecked(report) == {"labels", "density of the prior"}
 
 
 def test_distributions_with_a_deviation_and_a_divergence_by_draws_get_a_clean_bill(modules, x):
     report = diagnose(modules.encoder, modules.decoder, x, loss=modules.loss)
     assert report.healthy, str(report)
-    assert unchecked(report) == {"labels"}
+    assert unchecked(report) == {"labels", "density of the prior"}
 
 
 def test_a_model_with_a_step_of_its_own_and_batch_norm_gets_a_clean_bill(steps, x):
     report = diagnose(steps.encode, steps.decoder, x, loss=steps.compute_loss)
     assert report.healthy, str(report)
-    assert unchecked(report) == {"labels"}
+    assert unchecked(report) == {"labels", "density of the prior"}
+
+
+class FreeBits(Script):
+    """Each unit may cost two nats on average over the batch before it is charged."""
+
+    def loss(self, x):
+        mu, log_var = self.encode(x)
+        made = self.decode(self.reparameterize(mu, log_var))
+        kl = 0.5 * (mu**2 + log_var.exp() - 1 - log_var)
+        return self.bce(made, x) / len(x) + kl.mean(0).clamp(min=2.0).sum()
+
+
+class WithATask(Script):
+    """The means have to tell how bright an image is as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.bright = nn.Linear(UNITS, 1)
+
+    def loss(self, x):
+        mu, log_var = self.encode(x)
+        made = self.decode(self.reparameterize(mu, log_var))
+        task = (self.bright(mu).squeeze(1) - x.mean(1)).square().sum()
+        return self.bce(made, x) + self.kld(mu, log_var) + 100 * task
+
+
+class TwoOutputs(Script):
+    """The decoder gives mean and log-variance of each pixel; the loss is a sum over the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc5 = nn.Linear(64, 784)
+
+    def decode(self, z):
+        h = F.relu(self.fc3(z))
+        return self.fc4(h), self.fc5(h).clamp(min=-4)
+
+    @staticmethod
+    def log_likelihood(x, made):
+        mean, log_var = made
+        squares = (x - mean) ** 2 / log_var.exp()
+        return -0.5 * (squares + log_var + math.log(2 * math.pi)).sum(1)
+
+    def loss(self, x):
+        mu, log_var = self.encode(x)
+        made = self.decode(self.reparameterize(mu, log_var))
+        return self.kld(mu, log_var) - self.log_likelihood(x, made).sum()
+
+
+@pytest.mark.parametrize("kind", [FreeBits, WithATask])
+def test_what_stands_beside_the_kl_on_purpose_is_called_no_fault(kind, digits, x):
+    torch.manual_seed(0)
+    model = kind()
+    train(model, lambda batch: model.loss(batch) / (1 if kind is FreeBits else 64), digits[0])
+    report = diagnose(model.encode, model.decode, x, loss=model.loss)
+    assert report.healthy, str(report)
+    assert "something other than a KL" in report["KL against draws"].found
+    assert report["KL against draws"].verdict == "not checked"
+    assert report["draws of z in the loss"].verdict == "ok"
+
+
+def test_a_decoder_of_mean_and_log_variance_under_a_summed_loss_gets_a_clean_bill(digits, x):
+    torch.manual_seed(0)
+    model = TwoOutputs()
+    train(model, lambda batch: model.loss(batch) / 64, digits[0])
+    options = {"loss": model.loss, "likelihood": model.log_likelihood}
+    report = diagnose(model.encode, model.decode, x, **options)
+    assert report.healthy, str(report)
+    assert report["scale and sign of both terms"].found == "log-likelihood summed, KL summed"
+    assert {"KL against draws", "bound below the evidence"}.isdisjoint(unchecked(report))
+    with pytest.raises(ValueError, match=r"^decode: .* give likelihood=f\(images, decoded\)$"):
+        diagnose(model.encode, model.decode, x)
 
 
 # The faults of the clinic -------------------------------------------------------------------------
 
 
+class LearnedPrior(VAE):
+    """A VAE with a prior of its own: a mixture, or one Gaussian."""
+
+    def __init__(self, components):
+        super().__init__(UNITS, 64, likelihood=likelihoods.Bernoulli(relaxed=True))
+        shape = (components, UNITS) if components > 1 else (UNITS,)
+        self.mu, self.log_var = nn.Parameter(torch.randn(shape)), nn.Parameter(torch.rand(shape))
+
+    def prior(self, y=None):
+        parts = DiagonalGaussian(self.mu, self.log_var)
+        return Mixture(parts) if self.mu.ndim > 1 else parts
+
+
 def patient(name):
-    """A model of the package that the fault shows in, and its loss."""
+    """A model of the package that the fault shows in."""
     torch.manual_seed(0)
     if name == "deaf-encoder":
         return CVAE(UNITS, 64)
+    if name in ("mixture-by-unit", "variance-in-sample"):
+        return LearnedPrior(5 if name == "mixture-by-unit" else 1)
     likelihood = likelihoods.Bernoulli(relaxed=name != "gray-as-binary")
     return VAE(UNITS, 64, likelihood=likelihood)
 
@@ -223,7 +313,7 @@ CALLED = {
     "left-in-training-mode": "noise-in-evaluation",
 }
 # Mistakes in what is done with a model: neither encoder nor decoder nor loss has them.
-ELSEWHERE = ["variance-in-sample", "mean-at-test", "last-batch", "train-on-test"]
+ELSEWHERE = ["mean-at-test", "last-batch", "train-on-test", "step-of-the-levels"]
 
 
 def loss_of(model, name):
@@ -233,6 +323,13 @@ def loss_of(model, name):
                 bounds.log_weights(model, x, torch.randn(5, len(x), UNITS))
             ).mean()
         )
+    if name == "kl-weight":
+
+        def trained(x):
+            made = model(x, torch.randn(len(x), UNITS))
+            return Objective().loss(x, made, bounds.elbo_terms(x, made)).mean()
+
+        return trained
     return lambda x, y=None: -bounds.elbo(model, x, y=y).value.mean()
 
 
@@ -241,16 +338,12 @@ def test_each_fault_of_encoder_decoder_and_loss_is_found_by_its_name(name, digit
     model, images = patient(name), x.reshape(-1, 1, 28, 28)
     labels = digits[1][2000:2064] if isinstance(model, CVAE) else None
     images = images.round() if name == "gray-as-binary" else images
-    healthy = diagnose(model.encode, model.decode, images, loss=loss_of(model, name), labels=labels)
+    options = {"loss": loss_of(model, name), "labels": labels}
+    options |= {"prior": model.prior} if isinstance(model, LearnedPrior) else {}
+    healthy = diagnose(model.encode, model.decode, images, **options)
     assert healthy.healthy, str(healthy)
     with fault(name):
-        report = diagnose(
-            model.encode,
-            model.decode,
-            x.reshape(-1, 1, 28, 28),
-            loss=loss_of(model, name),
-            labels=labels,
-        )
+        report = diagnose(model.encode, model.decode, x.reshape(-1, 1, 28, 28), **options)
     expected = () if name in ELSEWHERE else (CALLED.get(name, name),)
     assert report.faults == expected, str(report)
 
@@ -335,6 +428,9 @@ def test_a_weight_that_was_chosen_is_no_fault(script, x):
     assert report.healthy, str(report)
     wrong = diagnose(script.encode, script.decode, x, loss=WRONG["kl-weight"], beta=3.0)
     assert wrong.faults == ("kl-weight",)
+    right = kl(*script.encode(x)).item() / len(x)
+    assert wrong["scale and sign of both terms"].nats == pytest.approx(0.9 * right, rel=0.01)
+    assert report["bound below the evidence"].found == "a KL of less than its weight bounds nothing"
 
 
 RIGHT = {
@@ -370,6 +466,13 @@ def test_a_mean_squared_error_beside_a_summed_kl_is_a_mean_reduction(script, x):
         script.encode, script.decode, x, loss=lambda x, q, p: F.mse_loss(p, x) * len(x) + kl(*q)
     )
     assert report.faults == ("mean-reduction",)
+
+
+def test_a_weight_beside_a_squared_error_is_no_noise_if_that_were_larger_than_all_images(script, x):
+    report = diagnose(
+        script.encode, script.decode, x, loss=lambda x, q, p: (p - x).square().sum() + 99 * kl(*q)
+    )
+    assert report.faults == ("kl-weight",)
 
 
 # Encoders, draws and decoders ---------------------------------------------------------------------
@@ -484,7 +587,8 @@ def test_gray_levels_are_a_fault_only_under_a_likelihood_of_binary_pixels(script
 
 
 @pytest.mark.parametrize(
-    "change", [lambda x: x * 255, lambda x: (x - 0.13) / 0.31, lambda x: x * math.nan]
+    "change",
+    [lambda x: x * 255, lambda x: (x - 0.13) / 0.31, lambda x: x * math.nan, lambda x: x * 0],
 )
 def test_pixels_out_of_range_are_found(script, x, change):
     images = change(x)
@@ -497,6 +601,143 @@ def test_a_claim_above_the_evidence_is_found(script, x):
     found = diagnose(model.encode, model.decode, x, loss=model.loss)
     assert "above-the-evidence" in found.faults
     assert 14 < found["bound below the evidence"].nats < 20  # less the gap, a few nats
+
+
+# The prior ----------------------------------------------------------------------------------------
+
+
+def components(count, d, seed=0):
+    """Components that stand apart in part, of unequal deviations."""
+    g = torch.Generator().manual_seed(seed)
+    mu = 1.5 * torch.randn(count, d, generator=g)
+    return DiagonalGaussian(mu, 0.8 * torch.randn(count, d, generator=g) - 1)
+
+
+def correlated(d, seed):
+    """A covariance that no density without correlations comes near to."""
+    A = torch.randn(d, d, generator=torch.Generator().manual_seed(seed))
+    return A @ A.T + 0.01 * torch.eye(d)
+
+
+HEALTHY = {
+    "standard": lambda d, s: Normal(torch.zeros(d), torch.ones(d)),
+    "Gaussian": lambda d, s: DiagonalGaussian(*(each[0] for each in components(1, d, s))),
+    "correlated": lambda d, s: MultivariateNormal(torch.zeros(d), correlated(d, s)),
+    **{
+        f"mixture of {count}": lambda d, s, count=count: Mixture(components(count, d, s))
+        for count in (3, 10, 50)
+    },
+}
+
+
+def compared(prior, d, log_prob=None):
+    draws = prior.sample((FITTED + KEPT,))
+    log_prob = log_prob or (lambda z: prior.log_prob(z).reshape(len(z), -1).sum(1))
+    return agreement(draws, log_prob)
+
+
+@pytest.mark.parametrize("d", [1, 2, 6, 20])
+@pytest.mark.parametrize("kind", HEALTHY)
+def test_draws_and_density_of_a_healthy_prior_agree(kind, d):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        found = compared(HEALTHY[kind](d, seed), d)
+        assert found.fault == ""
+        assert found.ratio < 1 + 5 * found.error
+
+
+@pytest.mark.parametrize("d", [2, 6, 20])
+@pytest.mark.parametrize("count", [3, 10])
+def test_a_mixture_by_unit_is_found_by_its_name(count, d):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        prior = Mixture(components(count, d, seed))
+        with fault("mixture-by-unit"):
+            found = compared(prior, d)
+        assert found.fault == "mixture-by-unit"
+        assert found.ratio > 1 + 5 * found.error
+
+
+@pytest.mark.parametrize("d", [2, 6, 20])
+def test_a_variance_for_a_deviation_in_sample_is_found_by_its_name(d):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        with fault("variance-in-sample"):
+            found = compared(HEALTHY["Gaussian"](d, seed), d)
+        assert found.fault == "variance-in-sample"
+
+
+@pytest.mark.parametrize("kind", ["Gaussian", "mixture of 3"])
+@pytest.mark.parametrize("off", [math.log(1.5), -math.log(1.5)])
+def test_a_constant_that_the_log_density_lacks_is_found(kind, off):
+    torch.manual_seed(0)
+    prior = HEALTHY[kind](6, 0)
+    found = compared(prior, 6, lambda z: prior.log_prob(z) + off)
+    assert found.fault == "prior-density"
+    assert found.ratio == pytest.approx(math.exp(-off), abs=5 * found.error)
+
+
+class OwnMixture(nn.Module):
+    """A reader's mixture prior: a number of draws, weights of its own, one z in a row."""
+
+    def __init__(self, by_unit=False):
+        super().__init__()
+        torch.manual_seed(3)
+        self.means = nn.Parameter(2 * torch.randn(4, UNITS))
+        self.log_vars = nn.Parameter(0.5 * torch.randn(4, UNITS))
+        self.logits, self.by_unit = nn.Parameter(torch.randn(4)), by_unit
+
+    def forward(self, z):
+        raise AssertionError("a prior is asked for draws and its log-density alone")
+
+    def sample(self, number):
+        which = torch.multinomial(self.logits.softmax(0), number, replacement=True)
+        return self.means[which] + (0.5 * self.log_vars[which]).exp() * torch.randn(number, UNITS)
+
+    def log_prob(self, z):
+        assert z.ndim == 2
+        each = Normal(self.means, (0.5 * self.log_vars).exp()).log_prob(z[:, None])
+        log_weights = self.logits.log_softmax(0)
+        if self.by_unit:
+            return (each + log_weights[:, None]).logsumexp(1)  # one number for each unit
+        return (each.sum(-1) + log_weights).logsumexp(1)
+
+
+@pytest.mark.parametrize("by_unit", [False, True])
+def test_a_prior_of_the_readers_own_class_is_asked_and_judged(by_unit, script, x):
+    prior = OwnMixture(by_unit)
+
+    def loss(self, x):
+        mu, log_var = self.encode(x)
+        z = self.reparameterize(mu, log_var)
+        q = Normal(mu, (0.5 * log_var).exp())
+        log_p = prior.log_prob(z).reshape(len(z), -1).sum(-1)
+        return self.bce(self.decode(z), x) + (q.log_prob(z).sum(-1) - log_p).sum()
+
+    model = broken(script, loss=loss)
+    report = diagnose(model.encode, model.decode, x, loss=model.loss, prior=prior)
+    assert report.faults == (("mixture-by-unit",) if by_unit else ()), str(report)
+    assert report["scale and sign of both terms"].verdict == "ok"
+    assert report["KL against draws"].verdict == "ok"
+    assert unchecked(report) == {"labels"}
+    told = float(report["collapse"].found.split("KL ")[1].split()[0])
+    drawn = float(report["KL against draws"].found.split("by draws ")[1].split()[0])
+    assert told == pytest.approx(drawn, rel=0.05)
+
+
+def test_a_prior_that_differs_from_image_to_image_is_compared_at_the_first(script, x):
+    log_var = torch.linspace(1, 2, 64)[:, None].expand(-1, UNITS)
+    each = DiagonalGaussian(torch.zeros(64, UNITS), log_var)
+
+    def checked(prior):
+        report = diagnose(script.encode, script.decode, x, prior=prior)
+        return report["density of the prior"]
+
+    assert checked(lambda: each).verdict == "ok"
+    with fault("variance-in-sample"):
+        assert checked(lambda: each).fault == "variance-in-sample"
+    ours = Normal(each.mu, each.sigma)
+    assert checked(ours).found == "the prior is another one for each image"
 
 
 # Trained with a mistake ---------------------------------------------------------------------------
@@ -553,13 +794,20 @@ class Conditional(nn.Module):
 
 @pytest.mark.parametrize(
     ("encoder", "decoder", "found"),
-    [(1, 1, ()), (0, 1, ("deaf-encoder",)), (1, 0, ("deaf-decoder",))],
+    [(1, 1, ()), (0, 1, ("deaf-encoder",)), (1, 0, ("deaf-decoder",)), (0, 0, ("deaf-decoder",))],
 )
 def test_labels_that_are_not_heard_are_found(encoder, decoder, found, digits, x):
     torch.manual_seed(0)
     model, labels = Conditional(encoder, decoder), F.one_hot(digits[1][2000:2064]).float()
     report = diagnose(model.encode, model.decode, x, loss=model.loss, labels=labels)
     assert report.faults == found, str(report)
+
+
+def test_one_label_for_all_tells_nothing_of_who_hears_it(x):
+    torch.manual_seed(0)
+    model, labels = Conditional(), F.one_hot(torch.full((64,), 3), 10).float()
+    report = diagnose(model.encode, model.decode, x, labels=labels)
+    assert report["labels"].found == "all labels are alike; give images of several classes"
 
 
 # What is left as it was, and what cannot be seen --------------------------------------------------
@@ -669,7 +917,7 @@ def test_a_full_covariance_without_correlations_is_a_diagonal_gaussian(script, x
     )
     report = diagnose(model.encode, model.decode, x, loss=model.loss)
     assert report.healthy, str(report)
-    assert unchecked(report) == {"labels"}
+    assert unchecked(report) == {"labels", "density of the prior"}
 
 
 def test_codes_may_have_any_shape(x):
@@ -692,6 +940,29 @@ def test_codes_may_have_any_shape(x):
     report = diagnose(model.encode, model.up, x.view(-1, 1, 28, 28), loss=model.loss)
     assert report.healthy, str(report)
     assert report["scale and sign of both terms"].verdict == "ok"
+
+
+def test_dropout_of_a_module_is_no_fault_and_its_distance_is_told(x):
+    torch.manual_seed(0)
+    model = Script()
+    model.fc1 = nn.Sequential(model.fc1, nn.Dropout(0.5))
+    report = diagnose(model.encode, model.decode, x, loss=model.loss)
+    assert report.healthy, str(report)
+    finding = report["training and evaluation mode"]
+    assert finding.advice == "measure in evaluation mode only"
+    assert finding.nats > 0.01
+
+
+def test_draws_of_the_prior_that_decode_to_nothing_are_found(x):
+    class Narrow(Script):
+        def encode(self, x):
+            return torch.zeros(len(x), UNITS), torch.full((len(x), UNITS), -4.0)
+
+        def decode(self, z):
+            return torch.where(z[:, :1].abs() < 1, self.fc4(F.relu(self.fc3(z))), math.nan)
+
+    model = Narrow()
+    assert "samples" in diagnose(model.encode, model.decode, x, likelihood="gaussian").faults
 
 
 def test_batch_norm_in_both_networks_is_no_fault_and_keeps_its_statistics(x):
@@ -726,6 +997,19 @@ def test_a_formula_that_is_exact_to_a_thousandth_is_no_fault(script, x):
 # Bad input ----------------------------------------------------------------------------------------
 
 
+class Draws:
+    """A prior of the wrong shape, and with one log-density for all."""
+
+    def __init__(self, d):
+        self.d = d
+
+    def sample(self, shape):
+        return torch.zeros(*shape, self.d)
+
+    def log_prob(self, z):
+        return torch.zeros(() if self.d == UNITS else len(z))
+
+
 @pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -744,7 +1028,9 @@ def test_a_formula_that_is_exact_to_a_thousandth_is_no_fault(script, x):
         ({"spread": "sigma"}, "spread: expected log_var, std, log_std, var or None, got 'sigma'"),
         ({"spread": "std"}, "spread: expected what encode returns, got 'std', but some are neg"),
         ({"beta": 0}, "beta: expected a positive number, got 0"),
-        ({"prior": "normal"}, "prior: expected a distribution, got str"),
+        ({"prior": "normal"}, "prior: expected a distribution, .* and log_prob, got str"),
+        ({"prior": Draws(3)}, r"prior: expected draws of shape .*\[64, 6\].* got .*\[64, 3\]"),
+        ({"prior": Draws(UNITS)}, "prior: expected log p\\(z\\) of .* draws, got"),
         ({"encode": lambda x: x}, "encode: expected a tuple .* got Tensor"),
         ({"encode": lambda x: (x, x[:, :3])}, "encode: expected mean and spread of one shape"),
         ({"encode": lambda x: (x[0], x[0])}, "encode: expected one mean for each of 64 images"),

@@ -9,7 +9,7 @@ from torch import nn
 from vae_book.bounds import log_weights
 from vae_book.checkpoints import read_checkpoint
 from vae_book.device import seeded
-from vae_book.distributions import DiagonalGaussian, Distribution
+from vae_book.distributions import DiagonalGaussian, Mixture
 from vae_book.evaluation import average_elbo, log_likelihood
 from vae_book.images import Images
 from vae_book.likelihoods import Likelihood
@@ -35,25 +35,6 @@ class Laplace(Likelihood):
         """By the inverse of the distribution function."""
         u = torch.rand(params.shape, generator=generator).to(params) - 0.5
         return params - self.scale * u.sign() * torch.log1p(-2 * u.abs())
-
-
-class Mixture(Distribution):
-    """A mixture of Gaussians, equally likely: the logarithm of a mean over whole densities."""
-
-    batch = ()
-
-    def __init__(self, parts: DiagonalGaussian) -> None:
-        self.parts = parts
-
-    def sample(self, shape, generator=None):
-        """First which part, then a draw of it."""
-        which = torch.randint(len(self.parts.mu), shape, generator=generator)
-        return self.parts[which].sample(shape, generator)
-
-    def log_prob(self, z):
-        """The log-density at z."""
-        n = len(self.parts.mu)
-        return self.parts.log_prob(z.unsqueeze(-2)).logsumexp(-1) - math.log(n)
 
 
 class MixturePriorVAE(VAE):
