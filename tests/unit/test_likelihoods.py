@@ -520,6 +520,16 @@ def test_without_gradients_a_bernoulli_takes_a_shorter_way_to_the_same_sum(pixel
     torch.testing.assert_close(short, long.detach(), rtol=2e-6, atol=1e-5)
 
 
+def test_a_derived_bernoulli_is_scored_by_its_own_pixels():
+    class Tilted(Bernoulli):
+        def pixel_log_prob(self, x, params):
+            return super().pixel_log_prob(x, params + 1)
+
+    x, params = (torch.rand(3, 1, 4, 4) < 0.5).float(), torch.randn(3, 1, 4, 4)
+    expected = torch.distributions.Bernoulli(logits=params + 1).log_prob(x).sum((1, 2, 3))
+    torch.testing.assert_close(Tilted().log_prob(x, params), expected)
+
+
 def test_the_shorter_way_keeps_what_is_infinite_or_not_a_number():
     ones = torch.ones(1, 2, 4)
     certain = Bernoulli().log_prob(ones, torch.full((1, 2, 4), math.inf))
