@@ -440,6 +440,19 @@ def modes(exam: Exam) -> Finding:
     return _ok("an image is encoded alike in both modes, alone or beside others")
 
 
+def measuring(exam: Exam) -> Finding:
+    """Whether z is drawn where held-out images are measured, too."""
+    if not exam.seen.drawn or _constant(exam.seen):
+        raise NotChecked("z was not drawn by the reader's code in training mode")
+    if not _constant(exam.measured):
+        return _ok("z is drawn in evaluation mode and without gradients, too")
+    return _fault(
+        "mean-at-test",
+        "z is the mean in evaluation mode or without gradients, where the loss is then no bound",
+        "draw z wherever the loss is measured; to look at a reconstruction, decode the mean apart",
+    )
+
+
 def samples(exam: Exam) -> Finding:
     """Whether what is encoded lies where the prior draws from."""
     with exam.evaluating():
@@ -525,6 +538,7 @@ CHECKS: dict[str, Callable[[Exam], Finding]] = {
     "bound below the evidence": below,
     "collapse": collapse,
     "training and evaluation mode": modes,
+    "draws in evaluation mode": measuring,
     "samples of the prior": samples,
     "density of the prior": density,
     "labels": labels_used,

@@ -290,10 +290,21 @@ class Exam:
             return NotChecked("no loss was given")
         try:
             with mode(self.modules, training=True):
-                terms = required_arguments(self.loss) == 3
-                return self._by_terms() if terms else self._watched()
+                return self._pass()
         except NotChecked as reason:
             return reason
+
+    @cached_property
+    def measured(self) -> Pass:
+        """An evaluation of the loss as held-out images meet it: evaluation mode, no gradients."""
+        if self.loss is None:
+            raise NotChecked("no loss was given")
+        with self.evaluating():
+            return self._pass()
+
+    def _pass(self) -> Pass:
+        assert self.loss is not None
+        return self._by_terms() if required_arguments(self.loss) == 3 else self._watched()
 
     def _by_terms(self) -> Pass:
         assert self.loss is not None

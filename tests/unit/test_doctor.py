@@ -313,7 +313,7 @@ CALLED = {
     "left-in-training-mode": "noise-in-evaluation",
 }
 # Mistakes in what is done with a model: neither encoder nor decoder nor loss has them.
-ELSEWHERE = ["mean-at-test", "last-batch", "train-on-test", "step-of-the-levels"]
+ELSEWHERE = ["last-batch", "train-on-test", "step-of-the-levels"]
 
 
 def loss_of(model, name):
@@ -844,16 +844,28 @@ def test_the_same_seed_gives_the_same_report(script, x):
 
 
 @pytest.mark.parametrize("watchable", [True, False])
-def test_the_loss_is_called_once(script, x, watchable):
+def test_the_loss_is_called_once_in_each_mode(script, x, watchable):
     calls = []
 
     def loss(images):
-        calls.append(len(images))
+        assert len(images) == 64
+        calls.append((script.training, torch.is_grad_enabled()))
         return script.loss(images)
 
     encode = script.encode if watchable else lambda images: script.encode(images)
     diagnose(encode, script.decode, x, loss=loss)
-    assert calls == [64]
+    assert calls == [(True, True), (False, False)][: 1 + watchable]
+
+
+def test_a_model_that_draws_in_training_mode_alone_is_told_so(script, x):
+    class Quiet(type(script)):
+        def reparameterize(self, mu, log_var):
+            return super().reparameterize(mu, log_var) if self.training else mu
+
+    quiet = Quiet()
+    quiet.load_state_dict(script.state_dict())
+    report = diagnose(quiet.encode, quiet.decode, x, loss=quiet.loss)
+    assert report.faults == ("mean-at-test",), str(report)
 
 
 def test_functions_that_cannot_be_watched_are_said_to_be_so(script, x):
