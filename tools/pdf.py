@@ -85,6 +85,8 @@ def parsed(path: Path) -> BeautifulSoup:
 def article(page: BeautifulSoup, name: str, names: list[str]) -> Tag:
     """The article of a page, with anchors and links that are right among those of all pages."""
     found = page.select_one("article.bd-article")
+    for tag in found.select("a.image-reference"):  # to the picture by itself, larger on a screen
+        tag.unwrap()
     for tag in found.select("[id]"):
         tag["id"] = f"{Path(name).stem}-{tag['id']}"
     for tag in found.select("a[href]"):

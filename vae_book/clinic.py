@@ -153,8 +153,8 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
         ),
         "kl-weight": Fault(
             wrong="In training the KL has a weight that nobody chose: 0.00025 beside a mean.",
-            met="AntixK/PyTorch-VAE, experiment.py and configs/vae.yaml at a6896b9, with 1 in "
-            "validation; before af3f9a5, the batch size over the number of images",
+            met="AntixK/PyTorch-VAE, experiment.py at a6896b9, by the kld_weight of its "
+            "configurations; 1 in validation",
             owner=Objective,
             attribute="weight",
             broken=lambda weight: lambda self, epoch: 784 * 0.00025 * weight(self, epoch),

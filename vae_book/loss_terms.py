@@ -157,11 +157,11 @@ def is_formula(seen: Pass, likelihood: LikelihoodTerm, kinds: Sequence[str]) -> 
 
 def _left_by_line(values: Tensor, slope: Tensor, constant: Tensor) -> Tensor:
     """The length of what a sum of two columns leaves of some numbers at best."""
-    columns = torch.stack([slope, constant], 1).double()
+    columns = torch.stack([slope, constant], 1).cpu().double()
+    values = values.cpu().double().unsqueeze(1)
     if not bool(columns.isfinite().all()):
         return columns.new_tensor(torch.inf)  # such as the logarithm of a negative number
-    fit = torch.linalg.lstsq(columns, values.double().unsqueeze(1)).solution
-    return (values.double().unsqueeze(1) - columns @ fit).norm()
+    return (values - columns @ torch.linalg.lstsq(columns, values).solution).norm()
 
 
 def _rest(seen: Pass, likelihood: LikelihoodTerm) -> tuple[Tensor, Tensor]:

@@ -45,17 +45,23 @@ def agreement(draws: Tensor, log_p: LogDensity) -> Agreement:
         draws: ``FITTED + KEPT`` of them, shape (n, d).
         log_p: the log-density of draws, in nats.
     """
+    there = draws
+    draws = there.cpu()  # not every device has float64
+
+    def at_home(z: Tensor) -> Tensor:
+        return log_p(z.to(there)).cpu()
+
     z = draws.double()
-    log_density = log_p(draws).double()
+    log_density = at_home(draws).double()
     fit, kept = z[:FITTED], z[FITTED:]
     tests = list(_tests(fit))
     log_ratios = torch.stack([_log(h, fit) for h in tests]) - log_density[:FITTED]
     high = _above(tests, log_ratios, kept, log_density[FITTED:])
-    low = _below(tests, log_ratios, kept, log_density[FITTED:], lambda z: log_p(z.to(draws)))
+    low = _below(tests, log_ratios, kept, log_density[FITTED:], at_home)
     if high[0] - 1 > max(ERRORS * high[1], CLOSE):
-        return Agreement(*high, _name(draws, log_p))
+        return Agreement(*high, _name(draws, at_home))
     if abs(low[0] - 1) > max(ERRORS * low[1], CLOSE):
-        return Agreement(*low, _name(draws, log_p))
+        return Agreement(*low, _name(draws, at_home))
     return Agreement(*(low if math.isfinite(low[1]) else high), "")
 
 
