@@ -1,8 +1,9 @@
 """Where the nats are: what separates log p(x) from the ELBO, and what the KL is spent on."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from vae_book.evaluation import Protocol, chunks, posteriors, protocol
 from vae_book.images import Images
 from vae_book.models import VAE, Pass
 from vae_book.monte_carlo import Estimate, average
+from vae_book.reparameterization import reparameterize_full
 
 TABLE = 4_000_000  # densities at a time, of draws of z under the q(z | x) of all images
 
@@ -154,19 +156,14 @@ def refined(
     steps, n_samples = whole_number("steps", steps, least=0), whole_number("n_samples", n_samples)
     with torch.no_grad():
         start = model.encode(x, y)
-    shift = torch.zeros_like(start.mu).requires_grad_()
-    log_scale = torch.zeros_like(start.mu).requires_grad_()
-    optimizer = torch.optim.Adam([shift, log_scale], lr=lr, betas=(0.9, 0.99))
-    shrinking = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
-    for _ in range(steps):
-        eps = _opposite_pairs(n_samples, start.mu, generator)
+
+    def bound(shift: Tensor, log_scale: Tensor, eps: Tensor) -> Tensor:
         made = _passed(model, _moved(start, shift, log_scale), eps, y)
-        loss = -elbo_terms(x, made).value.sum()
-        optimizer.zero_grad()
-        loss.backward(inputs=[shift, log_scale])
-        optimizer.step()
-        shrinking.step()
-    return _moved(start, shift.detach(), log_scale.detach())
+        return elbo_terms(x, made).value
+
+    zero = torch.zeros_like(start.mu)
+    noise = partial(_opposite_pairs, n_samples, start.mu, generator)
+    return _moved(start, *_maximized(bound, [zero, zero.clone()], noise, steps, lr))
 
 
 class FullRank(NamedTuple):
@@ -184,7 +181,7 @@ class FullRank(NamedTuple):
         self, model: VAE, x: Tensor, eps: Float[Tensor, "K n d"], y: Tensor | None = None
     ) -> Float[Tensor, " n"]:
         """E_q[log p(x, z)] at the draws that eps makes, plus the entropy of q, in nats."""
-        z = self.mu + (self.scale @ eps.to(self.scale).unsqueeze(-1)).squeeze(-1)
+        z = reparameterize_full(self.mu, self.scale, eps.to(self.scale))
         joint = model.decode(z, y).log_prob(x) + model.prior(y).log_prob(z)
         log_det = self.scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return joint.mean(0) + log_det + 0.5 * self.mu.shape[-1] * (1 + LOG_2PI)
@@ -215,18 +212,33 @@ def refined_full(
     steps, n_samples = whole_number("steps", steps, least=0), whole_number("n_samples", n_samples)
     with torch.no_grad():
         start = model.encode(x, y)
-    shift = torch.zeros_like(start.mu).requires_grad_()
-    factor = torch.zeros_like(start.mu).diag_embed().requires_grad_()
-    optimizer = torch.optim.Adam([shift, factor], lr=lr, betas=(0.9, 0.99))
+
+    def bound(shift: Tensor, factor: Tensor, eps: Tensor) -> Tensor:
+        return _full_rank(start, shift, factor).elbo(model, x, eps, y)
+
+    zero = torch.zeros_like(start.mu)
+    noise = partial(_opposite_pairs, n_samples, start.mu, generator)
+    return _full_rank(start, *_maximized(bound, [zero, zero.diag_embed()], noise, steps, lr))
+
+
+def _maximized(
+    bound: Callable[..., Tensor],
+    start: Sequence[Tensor],
+    noise: Callable[[], Tensor],
+    steps: int,
+    lr: float,
+) -> list[Tensor]:
+    """What Adam makes of some numbers, in steps that shrink to 0, to maximize a bound."""
+    sought = [each.requires_grad_() for each in start]
+    optimizer = torch.optim.Adam(sought, lr=lr, betas=(0.9, 0.99))
     shrinking = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     for _ in range(steps):
-        eps = _opposite_pairs(n_samples, start.mu, generator)
-        loss = -_full_rank(start, shift, factor).elbo(model, x, eps, y).sum()
+        loss = -bound(*sought, noise()).sum()
         optimizer.zero_grad()
-        loss.backward(inputs=[shift, factor])
+        loss.backward(inputs=sought)
         optimizer.step()
         shrinking.step()
-    return _full_rank(start, shift.detach(), factor.detach())
+    return [each.detach() for each in sought]
 
 
 def _full_rank(start: DiagonalGaussian, shift: Tensor, factor: Tensor) -> FullRank:
@@ -278,9 +290,9 @@ def information(
     """E[log q(z | x) - log q(z)] over draws of q(z | x), of each image, in nats.
 
     The average over images is the mutual information of image and z, equation ``eq-kl-split``
-    (chapter 13); Hoffman and Johnson (2016). q(z) is the average of all
-    q(z | x). Given y, it is the average over the images of the same y, and an image of which no
-    other shares the y has no information.
+    (chapter 13); Hoffman and Johnson (2016). q(z) is the average of all q(z | x). Given y, it is
+    the average over the images of the same y, and an image of which no other shares the y has no
+    information.
 
     Args:
         q_z: q(z | x) of each image.

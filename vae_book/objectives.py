@@ -112,9 +112,9 @@ def importance_weighted_loss(
     share s_k = w_k / (w_1 + ... + w_K). For the encoder, part of that is noise that averages to 0,
     and beside which the gradient vanishes for large K (Rainforth et al., 2018). The doubly
     reparameterized gradient, equation ``eq-dreg`` of chapter 13 (Tucker et al., 2019), leaves that
-    part out: draw k counts by s_k
-    squared, and through z alone. Near the posterior it has far less noise; for a q that is too
-    narrow and far off it can have more. The value and the decoder's gradient stay.
+    part out: draw k counts by s_k squared, and through z alone. Near the posterior it has far less
+    noise; for a q that is too narrow and far off it can have more. The value and the decoder's
+    gradient stay.
 
     Args:
         x: images.
