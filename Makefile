@@ -60,9 +60,10 @@ index: $(STAMP) ## Write the index of equations from chapters, docstrings and te
 	@$(BIN)/python tools/full.py --page
 	@$(BIN)/python tools/ledger.py
 
-benchmark: $(STAMP) ## Measure the speed of training and of log p(x) beside what this machine can do
+benchmark: $(STAMP) ## Measure the speed of training and of log p(x), and how the cost of training grows
 	@$(BIN)/python benchmarks/throughput.py
 	@$(BIN)/python benchmarks/log_likelihood.py
+	@$(BIN)/python benchmarks/growth.py
 
 measure: $(STAMP) ## Measure the full-size results that chapters print (needs full MNIST)
 	@$(BIN)/python tools/measure.py

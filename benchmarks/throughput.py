@@ -147,15 +147,22 @@ def measured(network: str, epochs: int, images: np.ndarray, labels: np.ndarray) 
     }
 
 
+def ratios(one: dict, other: dict) -> list[float]:
+    """Seconds of one contestant over those of the other, for each of their turns."""
+    return [a / b for a, b in zip(one["seconds"], other["seconds"], strict=True)]
+
+
 def table(found: dict[str, dict], n: int) -> list[str]:
-    """Medians, ranges, ratios to `fit`, and memory."""
+    """Medians, ranges, ratios to `fit` turn by turn, and memory."""
     middle = {name: statistics.median(each["seconds"]) for name, each in found.items()}
+    # Turn by turn, so that a machine that is busy for a while weighs on both alike.
+    times = {name: statistics.median(ratios(each, found["fit"])) for name, each in found.items()}
     lines = [f"{'':14}{'seconds':>9}{'range':>16}{'images/s':>11}{'times fit':>11}{'peak MiB':>10}"]
     for name, each in found.items():
         low, high = min(each["seconds"]), max(each["seconds"])
         lines.append(
             f"{name:14}{middle[name]:9.3f}{f'{low:.3f} to {high:.3f}':>16}{n / middle[name]:11,.0f}"
-            f"{middle[name] / middle['fit']:11.2f}{each['peak_mib']:10,}"
+            f"{times[name]:11.2f}{each['peak_mib']:10,}"
         )
     seconds = found["fit"]["seconds"]
     half = len(seconds) // 2
@@ -163,6 +170,17 @@ def table(found: dict[str, dict], n: int) -> list[str]:
         late, early = statistics.median(seconds[-half:]), statistics.median(seconds[:half])
         lines.append(f"fit, later epochs over earlier ones: {late / early:.3f}")
     return lines
+
+
+def keep(name: str, found: dict, device: torch.device) -> None:
+    """Keep what was found under a name, with the machine on which it was found."""
+    path = ROOT / "book" / "results" / f"benchmark_{device.type}.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    machine = {"processor": processor(), "device": describe(device), "torch": torch.__version__}
+    kept[name] = {**machine, **found}
+    with replacing(path) as part:
+        part.write_text(json.dumps(kept, indent=1) + "\n")
+    print(f"written to {path.relative_to(ROOT)}")
 
 
 def main() -> None:
@@ -180,21 +198,8 @@ def main() -> None:
     found = measured(arguments.network, arguments.epochs, images, labels)
     print(*table(found, len(images)), sep="\n")
     if arguments.write:
-        path = ROOT / "book" / "results" / f"benchmark_{device.type}.json"
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        kept[arguments.network] = {
-            "processor": processor(),
-            "device": describe(device),
-            "torch": torch.__version__,
-            "images": len(images),
-            "source": name,
-            "batch": BATCH,
-            "epochs": arguments.epochs,
-            "contestants": found,
-        }
-        with replacing(path) as part:
-            part.write_text(json.dumps(kept, indent=1) + "\n")
-        print(f"written to {path.relative_to(ROOT)}")
+        facts = {"images": len(images), "source": name, "batch": BATCH, "epochs": arguments.epochs}
+        keep(arguments.network, {**facts, "contestants": found}, device)
 
 
 if __name__ == "__main__":
