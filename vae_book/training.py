@@ -44,9 +44,9 @@ class Settings:
             an importance-weighted bound it is K.
         objective: what to minimize; by default the negative ELBO (others: chapter 10).
         resample: make the images binary, afresh in each step, instead of using the gray levels.
-        precision: ``bfloat16`` computes the matrix products of encoder and decoder with 8 significant
-            bits instead of 24, under torch's autocast; weights, Adam and both terms of the
-            bound stay in single precision. Faster where the processor has such products.
+        precision: ``bfloat16`` computes the matrix products of encoder and decoder with 8
+            significant bits instead of 24, under torch's autocast; weights, Adam and both terms of
+            the bound stay in single precision. Faster where the processor has such products.
 
     Raises:
         ValueError: a number is out of range, or there is no such precision.
