@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--source",
         help="bundled, full, fashion, kmnist, or a folder with one subfolder of images for each "
-        "class (default: VAE_BOOK_DATASET, else bundled)",
+        "class, which are made gray and 28 x 28 (default: VAE_BOOK_DATASET, else bundled)",
     )
     _number(train, "--epochs", 10, "passes over the data, those of a resumed run included")
     _number(train, "--batch-size", 128, "images in a step, over all processes")

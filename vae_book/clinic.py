@@ -1,4 +1,4 @@
-"""Broken VAEs: mistakes from public issue trackers, each behind a switch (chapter 12).
+"""Broken VAEs: mistakes from public code, each behind a switch (chapter 12).
 
 ``with fault("kl-sign"):`` breaks the package, and mends it again at the end of the block;
 ``pytest --fault kl-sign`` runs the tests on the broken package. Which test has to fail then is said

@@ -55,7 +55,7 @@ def diagnose(
     beta: float = 1.0,
     seed: int = 0,
 ) -> Report:
-    """Look for mistakes in a VAE, from outside, in a few seconds.
+    """Look for mistakes in a VAE, from outside.
 
     Args:
         encode: images -> (mu, log_var) or (mu, std), a torch Normal, or a `DiagonalGaussian`. Give

@@ -90,7 +90,7 @@ class Evidence(Measurement):
             weight: the coefficient of variation of the weights over sqrt(K - 1), shape (n,). It is
             infinite for one draw, and too small where no draw met the weights that matter.
         effective_draws: as how many equal weights those of each image count, shape (n,); Kong, Liu
-            and Wong (1994). Few of many draws are a warning: the estimate is then too low.
+            and Wong (1994). Few of many draws are a warning: the estimate is then likely too low.
     """
 
     per_image: Float[Tensor, " n"] = field(compare=False, repr=False)

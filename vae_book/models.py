@@ -372,8 +372,8 @@ class LabelLinear(nn.Linear):
     def __init__(self, latent: int, classes: int, hidden: int) -> None:
         super().__init__(classes * (latent + 1), hidden, bias=False)
         self.sizes = (latent, classes)
-        # Each label's is a layer of latent + 1 inputs. The more alike they start, the better the
-        # bound; the less, the more samples obey.
+        # Each label's is a layer of latent + 1 inputs. In our trials the bound was the better, the
+        # more alike they started, and more samples obeyed, the less.
         width, shape = (latent + 1) ** -0.5, (hidden, classes, latent + 1)
         of_all = torch.empty(hidden, 1, latent + 1).uniform_(-width, width)
         of_each = torch.empty(shape).uniform_(-width, width)
@@ -390,7 +390,8 @@ class LabelLinear(nn.Linear):
 class CVAE(ConditionalVAE):
     """A VAE that is told the label y of the image, as ten numbers (for ten classes), one of them 1.
 
-    With the defaults samples show what was asked for; chapter 11 measures what either choice buys.
+    With the defaults most samples show what was asked for; chapter 11 measures what either choice
+    buys.
 
     Args:
         latent, hidden, image_shape, likelihood: as for `VAE`.

@@ -25,8 +25,8 @@ class Objective:
         beta: the weight of the penalty. With the KL, 1 gives the negative ELBO, more a looser bound
             on -log p(x), and less, in general, no bound; 0 leaves the reconstruction term alone.
             Higgins et al. (2017), equation 4.
-        warm_up: the epochs in which the weight rises from 0 to beta, in equal steps; Bowman et al.
-            (2016), section 3.1.
+        warm_up: the epochs in which the weight rises from 0 to beta, in equal steps; after Bowman
+            et al. (2016), section 3.1, where it rises along a sigmoid.
         free_nats: what each unit is charged at least, used or not, so that a KL below it has no
             gradient; after Kingma et al. (2016), equation 15, who take groups of units and average
             their KL over the minibatch first, where here each unit of each image counts by itself.

@@ -44,9 +44,9 @@ class Settings:
             an importance-weighted bound it is K.
         objective: what to minimize; by default the negative ELBO (others: chapter 10).
         resample: make the images binary, afresh in each step, instead of using the gray levels.
-        precision: ``bfloat16`` computes the matrix products of encoder and decoder with 8 digits of
-            the mantissa instead of 24, under torch's autocast; weights, Adam and both terms of the
-            bound stay in single precision. Faster where the processor has such products.
+        precision: ``bfloat16`` computes the matrix products of encoder and decoder with 8
+            significant bits instead of 24, under torch's autocast; weights, Adam and both terms of
+            the bound stay in single precision. Faster where the processor has such products.
 
     Raises:
         ValueError: a number is out of range, or there is no such precision.
@@ -119,7 +119,7 @@ def fit(
     Equation ``eq-loss``; Kingma and Welling (2014), algorithm 1. The noise comes from the CPU, a
     stream of its own for each epoch, so that a seed means the same run on every device. Under
     ``torchrun`` each process takes its share of every batch, and the result is that of one
-    process with the same ``batch_size``.
+    process with the same ``batch_size``. Both hold up to rounding, which grows in training.
 
     Args:
         model: the model, on the device where it is to be trained.
