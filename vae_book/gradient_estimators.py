@@ -100,7 +100,8 @@ def score_function_gradient(
     Equations ``eq-score-function`` and ``eq-baseline`` (chapter 7); Williams (1992), theorem 1.
 
     Args:
-        f: a function of z, from shape (n, ..., d) to (n, ...), whose square has a finite average under q.
+        f: a function of z, from shape (n, ..., d) to (n, ...), whose square has a finite average
+            under q.
         mu, log_var: mean and log-variance of q, shape (..., d).
         eps: n draws from N(0, 1) for each entry of mu, shape (n, ..., d).
         baseline: a number to subtract from f, which changes the noise but not the average; or
