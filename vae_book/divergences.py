@@ -110,8 +110,8 @@ def kl_quadrature(
             narrow q: on an infinite range, quadrature may overlook it.
 
     Raises:
-        ValueError: the range is empty, q does not integrate to 1 over it, as when the quadrature
-            overlooks a narrow peak.
+        ValueError: the range is empty, or q does not integrate to 1 over it, as when the
+            quadrature overlooks a narrow peak.
     """
     if not lower < upper:
         raise ValueError(f"lower and upper: expected lower < upper, got {lower:g} and {upper:g}")

@@ -100,7 +100,8 @@ def score_function_gradient(
     Equations ``eq-score-function`` and ``eq-baseline`` (chapter 7); Williams (1992), theorem 1.
 
     Args:
-        f: a function of z, from shape (n, ..., d) to (n, ...), whose square has an average under q.
+        f: a function of z, from shape (n, ..., d) to (n, ...), whose square has a finite average
+            under q.
         mu, log_var: mean and log-variance of q, shape (..., d).
         eps: n draws from N(0, 1) for each entry of mu, shape (n, ..., d).
         baseline: a number to subtract from f, which changes the noise but not the average; or
@@ -263,8 +264,8 @@ class Quadratic:
     ) -> GaussianGradient:
         """The constant baseline that makes `score_function_variance` least, for each parameter.
 
-        Equation ``eq-best-baseline`` (chapter 7). It is above the average of f, since draws far
-        from the mean have larger scores, and larger f.
+        Equation ``eq-best-baseline`` (chapter 7). Where the curvature a_j is positive it is above
+        the average of f: draws with a large score have, on average, a larger f.
         """
         last_axis(len(self.a), mu=mu, log_var=log_var)
         mean, bend = self.expectation(mu, log_var), self.a * log_var.exp()

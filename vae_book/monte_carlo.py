@@ -15,7 +15,7 @@ class Estimate(NamedTuple):
 
     Attributes:
         value: the average.
-        standard_error: the standard deviation that the average itself has, over repetitions.
+        standard_error: an estimate of the standard deviation that the average has over repetitions.
     """
 
     value: Float[Tensor, "..."]
@@ -46,10 +46,11 @@ def log_average(log_weights: Float[Tensor, "n ..."]) -> Estimate:
     logarithms. The weights themselves are too small for a float: e^-1000 is 0. So the largest is
     taken out before, and put back after.
 
-    The standard error is that of the average divided by the average, which is that of the logarithm
-    as long as it is well below 1. By equation ``eq-ess-error`` (chapter 1) it is about one over the
-    root of the effective sample size, and never above 1. Near 1, a single weight outweighs all
-    others: the estimate cannot be trusted, and may be off by any number of nats.
+    The standard error is that of the average divided by the average, which is about that of the
+    logarithm where it is well below 1 and the largest weights are not too rare to be drawn. By
+    equation ``eq-ess-error`` (chapter 1) it is never above 1, and about one over the root of the
+    effective sample size where that is far below n. Near 1, a single weight outweighs all others:
+    the estimate cannot be trusted, and may be off by any number of nats.
 
     Args:
         log_weights: logarithms of n independent weights, shape (n, ...), n at least 2.
@@ -65,7 +66,7 @@ def log_average(log_weights: Float[Tensor, "n ..."]) -> Estimate:
 
 @numeric
 def effective_sample_size(log_weights: Float[Tensor, "n ..."]) -> Float[Tensor, "..."]:
-    r"""How many equally weighted draws an average of unequally weighted ones is worth.
+    r"""About how many equally weighted draws an average of unequally weighted ones is worth.
 
     Equation ``eq-ess`` (chapter 1); Kong, Liu and Wong (1994), section 4. It is the square of the
     sum of the weights over the sum of their squares: n for equal weights, 1 if one weight is all
