@@ -88,6 +88,7 @@ class Row:
         binarization: of the training images.
         source: of the images.
         held_back: how many of the training images are left out.
+        of: what the likelihood is of: ``x``, or ``x | y`` for a model that is told the label.
         seen: how many quarters of an image a model that completes it is shown; 0 for others.
         seeds: of the training runs.
         start: what is done to the untrained model, given the training images.
@@ -105,6 +106,7 @@ class Row:
     binarization: Binarization = "none"
     source: str = "full"
     held_back: int = 0
+    of: str = "x"
     seen: int = 0
     seeds: tuple[int, ...] = (0,)
     start: Callable[[VAE, Images], None] | None = None
@@ -124,12 +126,10 @@ class Row:
 
     def planned(self, measure: Measure) -> Protocol:
         """The protocol of a number of this row, as far as it is known before the run."""
-        given = "x" if not self.seen else f"missing | seen), {self.seen} of 4 quarters seen"
-        if self.make().classes:
-            given = "x | y"
-        names = {"-ELBO": "negative ELBO", "-log p": f"-log p({given}{')' * (not self.seen)}"}
+        quantity = {"-ELBO": "negative ELBO", "-log p": f"-log p({self.of})"}[measure.quantity]
+        quantity += f", {self.seen} of 4 quarters seen" if self.seen else ""
         return Protocol(
-            quantity=names[measure.quantity] + ", z from the prior" * measure.from_prior,
+            quantity=quantity + ", z from the prior" * measure.from_prior,
             source=self.source,
             split="test",
             n_images=TEST_IMAGES,
@@ -293,6 +293,7 @@ def _labels(K: int, value: float) -> Row:
         },
         settings=_iwae_settings(K, "iwae"),
         binarization="fresh",
+        of="x | y",
         start=start_from_the_mean,
         reason=_EARLY,
     )
@@ -305,6 +306,7 @@ def _completion(seen: int, network: float, vae: float) -> dict[str, Row]:
         "published_epochs": 20,
         "settings": {"resample": True},
         "binarization": "fresh",
+        "of": "missing | seen",
         "seen": seen,
     }
     exact = Measure("-log p", K=1, from_prior=True, binarization="fresh")

@@ -316,7 +316,8 @@ def test_the_lines_add_up_for_every_model(kind):
         torch.testing.assert_close(total.value, sum(part.value for part in parts))
     torch.testing.assert_close(found.split.kl.value, found.units.kl.value.sum())
     assert found.units.kl.value.shape == (2,)
-    assert found.protocol.quantity == "budget in nats, K=6, 5 steps"
+    assert found.protocol.quantity == "budget in nats, 5 steps to the best q"
+    assert found.protocol.K == 6
     assert (found.protocol.n_images, found.protocol.pixels) == (9, "binary")
 
 
