@@ -203,7 +203,8 @@ def write_chapter_table(top: Path) -> None:
     rows = ["| chapter | reading | running here |", "|---|---|---|"]
     for path in chapters(top):
         notebook = nbformat.read(path, as_version=4)
-        minutes = round(len(prose(path).split()) / WORDS_A_MINUTE / 5) * 5
+        text, _, _ = prose(path).partition("\n## Exercises\n")
+        minutes = round(len(text.split()) / WORDS_A_MINUTE / 5) * 5
         ran = notebook.metadata["vae_book"]
         rows.append(
             f"| [{title(notebook)}]({path.name}) | {minutes}&nbsp;minutes "
