@@ -29,9 +29,9 @@ with fixed seeds on MNIST's 60,000 images, and measured on its 10,000 test image
 the rows; a run that is stopped goes on where it was; `--full` trains as long as those who
 published did. All numbers are nats for one image, and **lower is better**: a negative ELBO, or
 $-\\log p$ by importance sampling (chapter 4). The standard error is that of an average over test
-images like these; where there are several seeds, their spread stands below the table. A row that nobody
-has run on this book's machines says so. Minutes are those of the clock, on machines that had other
-work to do as well.
+images like these; where there are several seeds, their spread stands below the table. A row that
+nobody has run on this book's machines says so. Minutes are those of the clock, on machines that had
+other work to do as well.
 """
 
 

@@ -70,7 +70,9 @@ def test_the_tables_of_stored_results_are_shown(chapter):
 
 
 @pytest.mark.parametrize("change", [{"n_images": 7}, {"pixels": "grayscale"}, {"K": 3}])
-@pytest.mark.parametrize(("part", "line"), [("both sides", "gap"), ("budget", "elbo"), ("objectives", "elbo")])
+@pytest.mark.parametrize(
+    ("part", "line"), [("both sides", "gap"), ("budget", "elbo"), ("objectives", "elbo")]
+)
 def test_a_table_of_the_chapter_that_would_mix_protocols_is_refused(chapter, part, line, change):
     results = rows_of_results()
     row = next(each for each in results if each["part"] == part)
