@@ -255,7 +255,7 @@ def protocol(
         known: what else is known, such as ``epochs``, or is to be said in other words.
     """
     binary = bool(((data.images == 0) | (data.images == 1)).all())
-    found = {
+    found: dict[str, Any] = {
         "quantity": quantity,
         "source": data.source,
         "split": data.split,
