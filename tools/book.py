@@ -16,6 +16,7 @@ import stopping
 import argparse
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,7 @@ KEPT = ROOT / "_build" / "chapters"
 SITE = ROOT / "_build" / "html" / "index.html"
 CHAPTER_TABLE = "_chapters.md"
 WORDS_A_MINUTE = 150  # technical prose with formulas
+EXERCISES = re.compile(r"^## Exercises$.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 
 
 def main() -> int:
@@ -203,7 +205,8 @@ def write_chapter_table(top: Path) -> None:
     rows = ["| chapter | reading | running here |", "|---|---|---|"]
     for path in chapters(top):
         notebook = nbformat.read(path, as_version=4)
-        minutes = round(len(prose(path).split()) / WORDS_A_MINUTE / 5) * 5
+        text = EXERCISES.sub("", prose(path))
+        minutes = round(len(text.split()) / WORDS_A_MINUTE / 5) * 5
         ran = notebook.metadata["vae_book"]
         rows.append(
             f"| [{title(notebook)}]({path.name}) | {minutes}&nbsp;minutes "

@@ -7,6 +7,7 @@ book/results/ledger; a row without a file there is "not run".
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from vae_book.display import table
@@ -28,9 +29,9 @@ with fixed seeds on MNIST's 60,000 images, and measured on its 10,000 test image
 the rows; a run that is stopped goes on where it was; `--full` trains as long as those who
 published did. All numbers are nats for one image, and **lower is better**: a negative ELBO, or
 $-\\log p$ by importance sampling (chapter 4). The standard error is that of an average over test
-images like these; where there are several seeds, their spread stands behind it. A row that nobody
-has run on this book's machines says so. Minutes are those of the clock, on machines that had other
-work to do as well.
+images like these; where there are several seeds, their spread stands below the table. A row that
+nobody has run on this book's machines says so. Minutes are those of the clock, on machines that had
+other work to do as well.
 """
 
 
@@ -101,8 +102,9 @@ def card(protocols: list[Protocol], measured: bool) -> str:
     common = shared(protocols)
     if not measured:
         return f"{common.card().replace('Protocol:', 'Protocol of the run to come:')}\n"
-    minutes = max(each.minutes or 0.0 for each in protocols)
-    return f"{common.card()[:-2]}; {common.device}, {minutes:.1f} minutes of training at most.*\n"
+    longest = max(protocols, key=lambda each: each.minutes or 0.0)
+    text = replace(common, minutes=longest.minutes).card(machine=True)
+    return f"{text[:-2]}{' at most' * (len(protocols) > 1)}.*\n"
 
 
 def reasons(of: Section, results: Path) -> list[str]:

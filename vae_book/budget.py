@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -61,6 +61,7 @@ class Budget:
             not a product over units. The informations of units do not add up to the whole if the
             units depend on each other, in q(z).
         protocol: how all of it was measured.
+        per_image: log p(x) of each image, in double precision on the CPU, shape (n,).
     """
 
     log_evidence: Estimate
@@ -71,6 +72,7 @@ class Budget:
     split: Split
     units: Split | None
     protocol: Protocol
+    per_image: Float[Tensor, " n"] = field(compare=False, repr=False)
 
 
 def nats_budget(
@@ -113,6 +115,7 @@ def nats_budget(
     same_shape(log_evidence=evidence, images=weighted)
     joint, unit = information(q_z, told, generator=generator)
     per_unit = terms.unit_kl.shape == unit.shape
+    quantity = f"budget in nats{'' if told is None else ' given y'}, {steps} steps to the best q"
     return Budget(
         log_evidence=average(evidence),
         elbo=average(terms.value),
@@ -121,7 +124,8 @@ def nats_budget(
         log_likelihood=average(terms.log_likelihood),
         split=_split(terms.kl, joint),
         units=_split(terms.unit_kl, unit) if per_unit else None,
-        protocol=protocol(data, f"budget in nats, K={n_samples}, {steps} steps", seed),
+        protocol=protocol(data, quantity, seed, n_samples),
+        per_image=evidence,
     )
 
 

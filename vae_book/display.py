@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from vae_book.protocol import Measurement, Protocol, column_protocols, differences
+from vae_book.protocol import Measurement, Protocol, cards, column_protocols, differences
 
 DPI = 240  # at WIDTH of figures.py two pixels or more for each of a screen
 DRAWING = 1 << 14  # colors of a drawing at most; photographs have more
 SHOWN = 560  # the width of a figure on a screen, in pixels of style sheets
 _ONE = r"[-+\u2212]?[\d.,]*\d(e[-+]?\d+)?%?"
-NUMBER = re.compile(rf"({_ONE}(( ± | of | )\(?{_ONE}\)?)?|[-+\u2212]?inf|nan|-|)")
+NUMBER = re.compile(rf"({_ONE}( ± {_ONE})?(( of | )\(?{_ONE}\)?)?|[-+\u2212]?inf|nan|-|)")
 # A hyphen before a number, and the sign of a number that is zero as printed; not in code and TeX.
 MINUS = re.compile(r"(?<![\w.)\]}-])-(?=\.?\d|inf\b)")
 ZERO = re.compile(r"\u2212(?=\.?0)(?=0*\.?0*(?!\.?\d))")
@@ -110,18 +110,20 @@ def show_table(
     rows: Sequence[Sequence[object]],
     *,
     protocol: Protocol | None = None,
+    decimals: int = 2,
 ) -> None:
-    """Display a table in a notebook; numbers that are not whole get two decimals.
+    """Display a table in a notebook.
 
     The first column names the rows. Of the others those of numbers stand on the right, so that
     digits are below digits, and those of words on the left. A cell may be a `Measurement`, which
-    gets its standard error; under the table stands the protocol of each column of them, on a card
-    that says nothing of the machine.
+    gets its standard error, and in brackets its spread over seeds; under the table stands the
+    protocol of each column of them, on a card that says nothing of the machine.
 
     Args:
         header: the names of the columns.
         rows: the cells.
         protocol: of all numbers in the table, where they are plain ones.
+        decimals: of numbers that are not whole.
 
     Raises:
         ValueError: a row has not as many cells as the header, or the measurements in a column do
@@ -136,22 +138,24 @@ def show_table(
     for each in protocols:
         if protocol and (differing := differences(protocol, each)):
             raise ValueError(f"protocol: expected that of the measurements, got {differing}")
-    cards = dict.fromkeys(each.card() for each in ([protocol] if protocol else protocols))
-    text = "\n\n".join([table(header, rows), *cards])
+    lines = cards([protocol] if protocol else protocols)
+    text = "\n\n".join([table(header, rows, decimals), *lines])
     display({"text/markdown": text, "text/plain": text}, raw=True)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], decimals: int = 2) -> str:
     """The table of `show_table` in Markdown."""
-    lines = [[_cell(value) for value in row] for row in rows]
+    lines = [[_cell(value, decimals) for value in row] for row in rows]
     columns = list(zip(*lines, strict=True)) or [()] * len(header)
     rule = ["---", *["--:" if all(map(NUMBER.fullmatch, each)) else "---" for each in columns[1:]]]
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines])
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, decimals: int) -> str:
     if isinstance(value, float | Tensor):
-        return minus(f"{value:.2f}")
+        return minus(f"{value:.{decimals}f}")
     if isinstance(value, Measurement):
-        return minus(f"{value.value:.2f} ± {value.standard_error:.2f}")
+        spread = value.spread_over_seeds
+        parts = [f"{each:.{decimals}f}" for each in (value.value, value.standard_error)]
+        return minus(" ± ".join(parts) + (f" ({spread:.{decimals}f})" if spread else ""))
     return minus(f"{value:,}" if isinstance(value, int) else str(value))

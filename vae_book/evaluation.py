@@ -242,20 +242,31 @@ def _check_enough(data: Images) -> None:
         raise ValueError(f"data: expected 2 images or more for a standard error, got {len(data)}")
 
 
-def protocol(data: Images, quantity: str, seed: int, K: int | None = None) -> Protocol:
-    """How a quantity was measured on these images."""
+def protocol(
+    data: Images, quantity: str, seed: int = 0, K: int | None = None, **known: Any
+) -> Protocol:
+    """How a quantity was measured on these images.
+
+    Args:
+        data: the images.
+        quantity: what was measured.
+        seed: of the noise.
+        K: draws of z for each image.
+        known: what else is known, such as ``epochs``, or is to be said in other words.
+    """
     binary = bool(((data.images == 0) | (data.images == 1)).all())
-    return Protocol(
-        quantity=quantity,
-        source=data.source,
-        split=data.split,
-        n_images=len(data),
-        pixels="binary" if binary else "grayscale",
-        seed=seed,
-        device=describe(data.images.device),
-        K=K,
-        standard_error="images",
-    )
+    found: dict[str, Any] = {
+        "quantity": quantity,
+        "source": data.source,
+        "split": data.split,
+        "n_images": len(data),
+        "pixels": "binary" if binary else "grayscale",
+        "seed": seed,
+        "device": describe(data.images.device),
+        "K": K,
+        "standard_error": "images",
+    }
+    return Protocol(**found | known)
 
 
 class Units(NamedTuple):

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from torch import Tensor
 
 from vae_book.deprecated import moved
@@ -161,7 +161,7 @@ def curves(
             axis.set_yscale("log")
         if x_ticks:
             axis.set_xticks(x_ticks, [f"{tick:g}" for tick in x_ticks])
-            axis.minorticks_off()
+            axis.xaxis.set_minor_locator(NullLocator())  # those of y stay
         if x_limits:
             axis.set_xlim(x_limits)
         if y_limits:

@@ -3,8 +3,8 @@
 A `Protocol` stands beside every number that is kept, and as a card under a table of them.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -67,9 +67,17 @@ class Protocol:
             machine: say where it ran and how long training took as well, which differ from machine
                 to machine.
         """
+        return _card([self.measured], self.conditions(machine=machine))
+
+    @property
+    def measured(self) -> str:
+        """The first part of the card: the quantity and its draws."""
         draws = "" if self.K is None else f", {_count(self.K, 'draw')} of z for each image"
-        parts = [f"{self.quantity}{draws}"]
-        parts += [f"{self.source} {self.split}, {self.n_images:,} images, {self.pixels} pixels"]
+        return f"{self.quantity}{draws}"
+
+    def conditions(self, *, machine: bool = False) -> str:
+        """The rest of the card: on which data, with which seeds, over what the error is taken."""
+        parts = [f"{self.source} {self.split}, {self.n_images:,} images, {self.pixels} pixels"]
         parts += [f"binarization: {self.binarization}"] * bool(self.binarization)
         if self.epochs is not None:
             parts.append(f"{_count(self.epochs, 'epoch')} of training")
@@ -80,7 +88,19 @@ class Protocol:
         if machine:
             minutes = "" if self.minutes is None else f", {self.minutes:.1f} minutes of training"
             parts.append(f"{self.device}{minutes}")
-        return f"*Protocol: {'; '.join(parts)}.*"
+        return "; ".join(parts)
+
+
+def cards(protocols: Sequence[Protocol]) -> list[str]:
+    """The cards of a table: one for all quantities that were measured under the same conditions."""
+    found: dict[str, dict[str, None]] = {}
+    for each in protocols:
+        found.setdefault(each.conditions(), {})[each.measured] = None
+    return [_card(quantities, conditions) for conditions, quantities in found.items()]
+
+
+def _card(quantities: Iterable[str], conditions: str) -> str:
+    return f"*Protocol: {'; '.join([*quantities, conditions])}.*"
 
 
 def _count(n: int, what: str) -> str:
@@ -95,16 +115,23 @@ class Measurement:
         value: the average.
         standard_error: of ``value`` as an estimate for images like these.
         protocol: how it was measured.
+        spread_over_seeds: the standard deviation over training runs, where there are several.
     """
 
     value: float
     standard_error: float
     protocol: Protocol
+    spread_over_seeds: float | None = field(default=None, kw_only=True)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, for JSON."""
         plain = {name: each for name, each in vars(self).items() if isinstance(each, float)}
         return {**plain, "protocol": self.protocol.as_dict()}
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> "Measurement":
+        """The measurement that `as_dict` wrote."""
+        return cls(**stored | {"protocol": Protocol.from_dict(stored["protocol"])})
 
 
 def column_protocols(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[Protocol]:

@@ -316,7 +316,10 @@ def test_the_lines_add_up_for_every_model(kind):
         torch.testing.assert_close(total.value, sum(part.value for part in parts))
     torch.testing.assert_close(found.split.kl.value, found.units.kl.value.sum())
     assert found.units.kl.value.shape == (2,)
-    assert found.protocol.quantity == "budget in nats, K=6, 5 steps"
+    given = "" if kind is VAE else " given y"
+    assert found.protocol.quantity == f"budget in nats{given}, 5 steps to the best q"
+    assert found.protocol.K == 6
+    torch.testing.assert_close(found.per_image.mean(), found.log_evidence.value)
     assert (found.protocol.n_images, found.protocol.pixels) == (9, "binary")
 
 

@@ -10,7 +10,7 @@ from vae_book import display
 from vae_book.evaluation import average_elbo, log_likelihood
 from vae_book.images import Images
 from vae_book.models import VAE
-from vae_book.protocol import Measurement, Protocol, column_protocols, shared
+from vae_book.protocol import Measurement, Protocol, cards, column_protocols, shared
 
 ONE = Protocol(
     quantity="log p(x), draws from q",
@@ -27,6 +27,8 @@ ONE = Protocol(
     epochs=150,
     minutes=12.34,
 )
+
+MIDDLE = "draws of z for each image; ELBO, 1 draw of z for each image"
 
 
 @pytest.fixture
@@ -88,7 +90,27 @@ def test_a_table_that_mixes_protocols_in_a_column_is_refused(displayed, change):
         display.show_table(["model", "nats"], rows[1:], protocol=ONE)
     assert not displayed
     display.show_table(["model", "nats", "others"], [["one", measured(), measured(**change)]])
-    assert displayed[0]["text/plain"].count("Protocol") == 2  # a column each
+    _, *lines = displayed[0]["text/plain"].split("\n\n")
+    assert lines == cards([ONE, replace(ONE, **change)])
+
+
+def test_what_was_measured_under_the_same_conditions_shares_a_card():
+    bound, fewer = replace(ONE, quantity="ELBO", K=1), replace(ONE, n_images=9)
+    both, other = cards([ONE, bound, fewer, ONE])
+    assert both == ONE.card().replace("draws of z for each image;", f"{MIDDLE};")
+    assert other == fewer.card()
+    assert cards([]) == []
+
+
+def test_a_spread_over_seeds_stands_in_brackets_and_a_table_has_its_own_digits(displayed):
+    protocol = replace(ONE, standard_error="images, in brackets the spread over seeds")
+    number = Measurement(-90.0, 0.25, protocol, spread_over_seeds=0.125)
+    assert Measurement.from_dict(json.loads(json.dumps(number.as_dict()))) == number
+    assert Measurement.from_dict(measured().as_dict()) == measured()
+    display.show_table(["model", "nats"], [["one", number]], decimals=3)
+    table, card = displayed[0]["text/plain"].split("\n\n")
+    assert table.splitlines()[1:] == ["| --- | --: |", "| one | \u221290.000 ± 0.250 (0.125) |"]
+    assert card == protocol.card()
 
 
 def test_a_table_compares_models_trained_otherwise_and_says_what_they_share(displayed):

@@ -307,6 +307,14 @@ def test_what_is_stored_is_what_the_row_says(path):
         assert protocol.device == stored["device"]
 
 
+@pytest.mark.parametrize("name", ledger.ROWS)
+def test_a_row_says_of_what_its_likelihood_is(name):
+    """`Row.of` is told, where the model itself would have to be made to ask it."""
+    row = ledger.ROWS[name]
+    parts = {"missing | seen"} if row.seen else {"x | y"} if row.make().classes else {"x"}
+    assert {row.of} == parts
+
+
 def test_no_measured_number_is_typed_by_hand():
     """Reasons and texts of the rows speak of settings; what was measured comes from the files."""
     words = [each.text for each in ledger.SECTIONS] + [row.reason for row in ledger.ROWS.values()]

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,23 +12,31 @@ from measurements.common import SEEDS
 from vae_book.annealing import both_sides
 from vae_book.budget import correlation_gain, nats_budget
 from vae_book.data import load_images
-from vae_book.device import describe, seeded
-from vae_book.evaluation import Measurement, average_elbo, log_likelihood
+from vae_book.device import seeded
+from vae_book.evaluation import average_elbo, log_likelihood, protocol
 from vae_book.images import Images, binarize
 from vae_book.likelihoods import Bernoulli
 from vae_book.models import CVAE, VAE, ConvVAE
 from vae_book.monte_carlo import Estimate, average
 from vae_book.objectives import Objective
+from vae_book.protocol import Measurement, Protocol
 from vae_book.training import fit
+
+EPOCHS = 6
+FRESH = "afresh in each step to train"
+# What all protocols say of training, and of the averages over its runs.
+TRAINED: dict[str, Any] = {
+    "seeds": tuple(SEEDS),
+    "standard_error": "images, in brackets the spread over training seeds",
+    "epochs": EPOCHS,
+}
 
 
 def chapter_13() -> list[dict]:
     """Budgets of three models, both sides of log p(x), and weighted objectives."""
     train = load_images("train", "bundled")
     test = binary(load_images("test", "bundled"))
-    rows, device = [*budgets(train, test), *objectives(train, test)], train.images.device
-    shared = {"pixels": "binary", "seeds": list(SEEDS), "device": describe(device)}
-    return [{**shared, **row} for row in rows]
+    return [*budgets(train, test), *objectives(train, test)]
 
 
 def binary(data: Images) -> Images:
@@ -35,32 +44,41 @@ def binary(data: Images) -> Images:
     return data.with_images(binarize(data.images, seeded(0)))
 
 
-def over_seeds(runs: list[dict[str, Estimate]]) -> dict[str, dict]:
+def over_seeds(
+    runs: list[dict[str, Measurement]], binarization: str = f"once with seed 0 to measure, {FRESH}"
+) -> dict[str, dict]:
     """Of each line the mean over seeds, its standard error over images, and the spread of seeds."""
-    return {
-        name: {
-            "value": statistics.mean(float(run[name].value) for run in runs),
-            "standard_error": statistics.mean(float(run[name].standard_error) for run in runs),
-            "spread_over_seeds": statistics.stdev(float(run[name].value) for run in runs),
-        }
-        for name in runs[0]
-    }
+    rows = {}
+    for name in runs[0]:
+        found = [run[name] for run in runs]
+        values = [each.value for each in found]
+        rows[name] = Measurement(
+            statistics.mean(values),
+            statistics.mean(each.standard_error for each in found),
+            replace(found[0].protocol, binarization=binarization, **TRAINED),
+            spread_over_seeds=statistics.stdev(values),
+        ).as_dict()
+    return rows
+
+
+def line(estimate: Estimate, protocol: Protocol) -> Measurement:
+    """An estimate with its protocol."""
+    return Measurement(float(estimate.value), float(estimate.standard_error), protocol)
 
 
 def trained(kind: Callable[..., VAE], train: Images, seed: int, **options: Any) -> VAE:
     """A model of black and white pixels, trained on fresh ones in each step."""
     torch.manual_seed(seed)
     model = kind(likelihood=Bernoulli()).to(train.images.device)
-    fit(model, train, seed=seed, resample=True, epochs=6, batch_size=32, **options)
+    fit(model, train, seed=seed, resample=True, epochs=EPOCHS, batch_size=32, **options)
     return model
 
 
-def described(train: Images, test: Images, model: str) -> dict:
-    """The protocol of what `trained` made."""
+def described(train: Images, model: str) -> dict:
+    """What `trained` made, and of what."""
     return {
-        "model": f"{model}, Adam 1e-3, batch 32, 6 epochs, fresh binary pixels in each step",
+        "model": f"{model}, Adam 1e-3, batch 32, fresh binary pixels in each step",
         "trained_on": f"{train.source}, {len(train)} images",
-        "tested_on": f"{test.source} {test.split}, {len(test)} images, binarized once with seed 0",
     }
 
 
@@ -74,17 +92,17 @@ def budgets(train: Images, test: Images) -> list[dict]:
     for name, kind in kinds.items():
         models = [trained(kind, train, seed) for seed in SEEDS]
         lines = over_seeds([budget(model, test) for model in models])
-        rows.append({"part": "budget", "name": name, **described(train, test, name), **lines})
+        rows.append({"part": "budget", "name": name, **described(train, name), **lines})
         if name == "VAE":
             rows += [both(models, n_temperatures) for n_temperatures in (25, 100)]
     return rows
 
 
-def budget(model: VAE, data: Images) -> dict[str, Estimate]:
+def budget(model: VAE, data: Images) -> dict[str, Measurement]:
     """The lines of a budget, and what a richer q adds."""
     options = {"n_samples": 500, "steps": 150}
     found = nats_budget(model, data, **options)
-    return {
+    lines = {
         "log_evidence": found.log_evidence,
         "elbo": found.elbo,
         "approximation_gap": found.approximation_gap,
@@ -92,16 +110,19 @@ def budget(model: VAE, data: Images) -> dict[str, Estimate]:
         "amortization_gap": found.amortization_gap,
         "kl": found.split.kl,
     }
+    return {name: line(each, found.protocol) for name, each in lines.items()}
 
 
 def both(models: list[VAE], n_temperatures: int) -> dict:
     """Lower and upper bounds on log p(x) of images that the models made."""
-    runs = []
+    runs, n = [], 10
     for seed, model in zip(SEEDS, models, strict=True):
-        found = both_sides(model, 10, n_temperatures=n_temperatures, n_chains=4, seed=seed)
+        found = both_sides(model, n, n_temperatures=n_temperatures, n_chains=4, seed=seed)
         lines = {"lower": found.lower, "upper": found.upper, "gap": found.upper - found.lower}
-        runs.append({name: average(each.double()) for name, each in lines.items()})
-    return {"part": "both sides", "n_temperatures": n_temperatures, **over_seeds(runs)}
+        made = Images(found.x, torch.zeros(n).to(found.x).long(), "the VAE's own", "samples")
+        how = protocol(made, "bounds by annealing, 4 chains, noise of its own in each run")
+        runs.append({name: line(average(each.double()), how) for name, each in lines.items()})
+    return {"part": "both sides", "n_temperatures": n_temperatures, **over_seeds(runs, FRESH)}
 
 
 def objectives(train: Images, test: Images) -> list[dict]:
@@ -114,13 +135,8 @@ def objectives(train: Images, test: Images) -> list[dict]:
             model = trained(partial(VAE, 10, 100), train, seed, **options)
             elbo = average_elbo(model, test, n_samples=10)
             weighted = log_likelihood(model, test, n_samples=200)
-            runs.append({"elbo": line(elbo), "weighted": line(weighted)})
-        protocol = described(train, test, "VAE 784-100-10")
-        row = {"part": "objectives", "objective": bound, "draws": draws, **protocol}
-        rows.append(row | over_seeds(runs))
+            runs.append({"elbo": elbo, "weighted": weighted})
+        made = described(train, "VAE 784-100-10")
+        rows.append({"part": "objectives", "objective": bound, "draws": draws, **made})
+        rows[-1] |= over_seeds(runs)
     return rows
-
-
-def line(found: Measurement) -> Estimate:
-    """A measurement as a line of `over_seeds`."""
-    return Estimate(torch.tensor(found.value), torch.tensor(found.standard_error))
