@@ -17,8 +17,29 @@ from vae_book.patient import DEVIATIONS, Encoded, parameters_of
 FITS = 1e-3  # the share of a gradient that may be left unexplained
 ROUNDING = 1e-6  # the share of a single-precision gradient that is not told from zero
 
+
+class Layout(NamedTuple):
+    """How the draws of all images stand in what a decoder got and gave.
+
+    Attributes:
+        draws: how many there are for each image.
+        by_image: all draws of the first image come first; else the first draw of all images.
+        flat: draws and images share one axis.
+    """
+
+    draws: int = 1
+    by_image: bool = False
+    flat: bool = False
+
+    def by_draw(self, values: Tensor, n: int) -> Tensor:
+        """Numbers of all draws and images in the shape (draws, n, ...)."""
+        if not self.by_image:
+            return values.reshape(self.draws, n, -1)
+        return values.reshape(n, self.draws, -1).transpose(0, 1)
+
+
 # log p(x | z), shape (draws, n), of a decoder's output that is of a family
-Score = Callable[[Any, str], Tensor]
+Score = Callable[[Any, str, Layout], Tensor]
 
 
 class Pass(NamedTuple):
@@ -30,6 +51,7 @@ class Pass(NamedTuple):
         decoded: what it gave.
         loss: one number, with its graph.
         drawn: whether the reader's own code drew z.
+        layouts: how z and what was decoded stand in each call.
     """
 
     encoded: Encoded
@@ -37,6 +59,7 @@ class Pass(NamedTuple):
     decoded: Sequence[Any]
     loss: Tensor
     drawn: bool
+    layouts: Sequence[Layout]
 
 
 class LikelihoodTerm(NamedTuple):
@@ -77,26 +100,36 @@ def gradients(value: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     """The gradient of a number; zeros where none arrives."""
     if not value.requires_grad:
         return [torch.zeros_like(each) for each in inputs]
-    found = torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True)
+    try:
+        found = torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"loss: its gradient raised RuntimeError ({error}); a loss has to return what "
+            "backward() is called for, and not to call it"
+        ) from error
     return [torch.zeros_like(i) if g is None else g for i, g in zip(inputs, found, strict=True)]
 
 
 def likelihood_term(seen: Pass, score: Score, families: Sequence[str]) -> LikelihoodTerm:
     """The family of likelihoods that explains what reaches the decoder's output best."""
-    rows = [z.shape[0] * z.shape[1] for z in seen.z]
+    n = len(seen.encoded.mu)
 
     def in_rows(value: Tensor, family: str) -> Tensor:
         found = []
-        for decoded, n in zip(seen.decoded, rows, strict=True):
-            inputs = [each for each in parameters_of(decoded) if each.numel() % n == 0]
+        for decoded, layout in zip(seen.decoded, seen.layouts, strict=True):
+            rows = n * layout.draws
+            inputs = [each for each in parameters_of(decoded) if each.numel() % rows == 0]
             found += [torch.cat([
-                (g * _bounded(i, family)).reshape(n, -1)
+                layout.by_draw(g * _bounded(i, family), n).reshape(rows, -1)
                 for i, g in zip(inputs, gradients(value, inputs), strict=True)
             ], -1)]  # fmt: skip
         return torch.cat(found)
 
     def fit(family: str) -> LikelihoodTerm:
-        log_prob = torch.cat([score(decoded, family) for decoded in seen.decoded])
+        log_prob = torch.cat([
+            score(decoded, family, layout)
+            for decoded, layout in zip(seen.decoded, seen.layouts, strict=True)
+        ])  # fmt: skip
         wanted, own = in_rows(seen.loss, family), in_rows(-log_prob.sum(), family)
         tiny = torch.finfo(own.dtype).tiny
         weights = (wanted * own).sum(-1) / own.square().sum(-1).clamp(min=tiny)
@@ -137,31 +170,35 @@ def is_formula(seen: Pass, likelihood: LikelihoodTerm, kinds: Sequence[str]) -> 
     """Whether what a loss has beside the log-likelihood is built like a KL, if not one itself.
 
     The gradient of a KL of two Gaussians is a line in mu for the means and one in the variance for
-    the log-variances, the same for all images and units. So it is with wrong coefficients, and not
-    with another loss beside the KL.
+    the log-variances, the same for all images and units; at a draw z, it has a term in z and one in
+    z (z - mu) as well. So it is with wrong coefficients, and not with another loss beside the KL.
     """
     rest, rounding = _rest(seen, likelihood)
-    by_mu, by_spread = rest.chunk(2)
-    mu = seen.encoded.mu.detach().flatten()
+    mu, z = seen.encoded.mu.detach(), torch.cat(list(seen.z)).detach()
     for kind in kinds:
         spread = seen.encoded.spread.detach().requires_grad_()
         variance = DEVIATIONS[kind](spread).square()
         (unit,) = torch.autograd.grad(variance.log().sum(), spread)
-        lines = [(by_mu, mu, torch.ones_like(mu)),
-                 (by_spread, (variance.detach() * unit).flatten(), unit.flatten())]  # fmt: skip
-        left = [_left_by_line(*each) for each in lines]
+        by_mu, by_spread = rest.split([mu.numel(), spread.numel()])
+        if kind == "scale_tril":
+            by_spread = by_spread.view_as(spread).diagonal(dim1=-2, dim2=-1)
+            unit = unit.diagonal(dim1=-2, dim2=-1)
+        drawn = z.mean(0), (z * (z - mu)).mean(0) * unit
+        sides = [([mu, torch.ones_like(mu), drawn[0]], by_mu),
+                 ([variance.detach() * unit, unit, drawn[1]], by_spread)]  # fmt: skip
+        left = [_left_by_sum(columns, values.flatten()) for columns, values in sides]
         if (torch.stack(left).norm() - rounding) <= FITS * rest.norm():
             return True
     return False
 
 
-def _left_by_line(values: Tensor, slope: Tensor, constant: Tensor) -> Tensor:
-    """The length of what a sum of two columns leaves of some numbers at best."""
-    columns = torch.stack([slope, constant], 1).cpu().double()
+def _left_by_sum(columns: Sequence[Tensor], values: Tensor) -> Tensor:
+    """The length of what a weighted sum of columns leaves of some numbers at best."""
+    table = torch.stack([each.flatten() for each in columns], 1).cpu().double()
     values = values.cpu().double().unsqueeze(1)
-    if not bool(columns.isfinite().all()):
-        return columns.new_tensor(torch.inf)  # such as the logarithm of a negative number
-    return (values - columns @ torch.linalg.lstsq(columns, values).solution).norm()
+    if not bool(table.isfinite().all()):
+        return table.new_tensor(torch.inf)  # such as the logarithm of a negative number
+    return (values - table @ torch.linalg.lstsq(table, values).solution).norm()
 
 
 def _rest(seen: Pass, likelihood: LikelihoodTerm) -> tuple[Tensor, Tensor]:
