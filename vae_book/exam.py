@@ -154,10 +154,15 @@ class Exam:
             return str(self.encoded.kind or self.spread)
         try:
             if self.kl is not None and self.kl.misfit < FITS:
-                return self.kl.kind
+                return self.possible(self.kl.kind)
         except NotChecked:
             pass
         return self.encoded.likely
+
+    def possible(self, kind: str) -> str:
+        """A reading of the second output, if it gives positive deviations; else the likely one."""
+        positive = bool((self.encoded.spread > 0).all()) or kind not in ("std", "var")
+        return kind if positive else self.encoded.likely
 
     @cached_property
     def p_z(self) -> Distribution:
@@ -376,7 +381,7 @@ class Exam:
         if encodings:
             encoded = self.read(encodings[0].result)
         else:
-            encoded = self._traced_encoding(trace, loss, random)
+            encoded = self._traced_encoding(trace, random)
         if not decodings:
             with torch.no_grad():
                 decodings = trace.decodings(lambda z: self.decode(z, *self.told), encoded.mu)
@@ -386,7 +391,10 @@ class Exam:
                 "method that the loss calls, such as model.decode, or a loss(images, encoded, "
                 "decoded)"
             )
-        return self._seen(encoded, decodings, loss, True)
+        seen = self._seen(encoded, decodings, loss, True)
+        if not encodings and loss.requires_grad:
+            self._check_way(seen)
+        return seen
 
     def _first_of_alike(self, result: Any, before: Sequence[Call]) -> Any:
         """What encode returned first, if a later call gives the same: one code for all terms."""
@@ -397,7 +405,7 @@ class Exam:
         same = alike and torch.equal(first.mu, now.mu) and torch.equal(first.spread, now.spread)
         return before[0].result if same else result
 
-    def _traced_encoding(self, trace: Trace, loss: Tensor, random: Tensor) -> Encoded:
+    def _traced_encoding(self, trace: Trace, random: Tensor) -> Encoded:
         """What encode gives, found again in the loss."""
         after = torch.get_rng_state()
         torch.set_rng_state(random)  # such as for dropout
@@ -410,13 +418,17 @@ class Exam:
                 "method that the loss calls, such as model.encode, or a loss(images, encoded, "
                 "decoded)"
             )
-        encoded = told._replace(mu=found[0], spread=found[1])
-        if loss.requires_grad and goes_around(loss, encoded[:2]):
+        return told._replace(mu=found[0], spread=found[1])
+
+    def _check_way(self, seen: Pass) -> None:
+        """Refuse to judge a loss that does not go through what was found of encode in it."""
+        results = list(seen.encoded[:2])
+        around = goes_around([seen.loss], results, stop=[*results, *_outputs(seen)])
+        if around or goes_around(list(seen.z), results, stop=results):
             raise NotChecked(
                 "the loss uses what encode computes in other ways than through what it returns; "
                 "let encode return what the loss makes its KL and z from"
             )
-        return encoded
 
     def _seen(self, encoded: Encoded, decodings: Sequence[Call], loss: Tensor, drawn: bool) -> Pass:
         if len(encoded.mu) != self.n:
@@ -482,7 +494,7 @@ class Exam:
     def formula(self) -> bool:
         """Whether what stands beside the log-likelihood is built like a KL."""
         declared = self.seen.encoded.kind
-        return is_formula(self.seen, self.understood, [declared] if declared else KINDS)
+        return is_formula(self.seen, [declared] if declared else KINDS)
 
     @property
     def understood(self) -> LikelihoodTerm:
@@ -563,7 +575,8 @@ def called(name: str, function: Function, *given: Any) -> Any:
         return function(*given)
     except Exception as error:
         shapes = ", ".join(_kind(each) for each in given)
-        raise ValueError(f"{name}: raised {type(error).__name__} ({error}), given {shapes}") from (
+        said = str(error).strip().split("\n")[0]
+        raise ValueError(f"{name}: raised {type(error).__name__} ({said}), given {shapes}") from (
             error
         )
 

@@ -69,13 +69,16 @@ class LikelihoodTerm(NamedTuple):
         family: what the decoder's output stands for.
         weights: of -log p(x | z) in the loss, for each draw and image.
         log_prob: log p(x | z), with its graph.
-        misfit: the share of the gradient that it does not explain.
+        misfit: the share of the gradient that it does not explain, leaving out probabilities near
+            0 and 1, which many keep away from there.
+        exact: whether it explains it there, too.
     """
 
     family: str
     weights: Tensor
     log_prob: Tensor
     misfit: float
+    exact: bool
 
 
 class KLTerm(NamedTuple):
@@ -114,13 +117,13 @@ def likelihood_term(seen: Pass, score: Score, families: Sequence[str]) -> Likeli
     """The family of likelihoods that explains what reaches the decoder's output best."""
     n = len(seen.encoded.mu)
 
-    def in_rows(value: Tensor, family: str) -> Tensor:
+    def in_rows(value: Tensor, bounded: Callable[[Tensor], Tensor]) -> Tensor:
         found = []
         for decoded, layout in zip(seen.decoded, seen.layouts, strict=True):
             rows = n * layout.draws
             inputs = [each for each in parameters_of(decoded) if each.numel() % rows == 0]
             found += [torch.cat([
-                layout.by_draw(g * _bounded(i, family), n).reshape(rows, -1)
+                layout.by_draw(g * bounded(i.detach()), n).reshape(rows, -1)
                 for i, g in zip(inputs, gradients(value, inputs), strict=True)
             ], -1)]  # fmt: skip
         return torch.cat(found)
@@ -130,19 +133,30 @@ def likelihood_term(seen: Pass, score: Score, families: Sequence[str]) -> Likeli
             score(decoded, family, layout)
             for decoded, layout in zip(seen.decoded, seen.layouts, strict=True)
         ])  # fmt: skip
-        wanted, own = in_rows(seen.loss, family), in_rows(-log_prob.sum(), family)
-        tiny = torch.finfo(own.dtype).tiny
-        weights = (wanted * own).sum(-1) / own.square().sum(-1).clamp(min=tiny)
-        misfit = (wanted - weights.unsqueeze(-1) * own).norm() / wanted.norm().clamp(min=tiny)
-        return LikelihoodTerm(family, weights.view_as(log_prob), log_prob, misfit.item())
+        fits = []
+        for bounded in [_inside, _variance] if "probabilities" in family else [torch.ones_like]:
+            wanted, own = in_rows(seen.loss, bounded), in_rows(-log_prob.sum(), bounded)
+            tiny = torch.finfo(own.dtype).tiny
+            weights = (wanted * own).sum(-1) / own.square().sum(-1).clamp(min=tiny)
+            left = (wanted - weights.unsqueeze(-1) * own).norm() / wanted.norm().clamp(min=tiny)
+            fits.append((weights.view_as(log_prob), left.item()))
+        (weights, misfit), (_, everywhere) = fits[0], fits[-1]
+        return LikelihoodTerm(family, weights, log_prob, misfit, everywhere < FITS)
 
     fits = [fit(family) for family in families]
     return min(fits, key=lambda each: each.misfit if each.misfit == each.misfit else torch.inf)
 
 
-def _bounded(output: Tensor, family: str) -> Tensor | float:
+def _variance(p: Tensor) -> Tensor:
     """What turns a gradient by probabilities, infinite at 0 and 1, into one by logits."""
-    return (output * (1 - output)).detach() if "probabilities" in family else 1.0
+    return p * (1 - p)
+
+
+def _inside(p: Tensor) -> Tensor:
+    """The same, and 0 for probabilities near 0 and 1, if each image has others."""
+    inside = (p > 0.01) & (p < 0.99)
+    some = inside.reshape(len(p), -1).any(-1).all()
+    return _variance(p) * inside if some else _variance(p)
 
 
 def kl_term(
@@ -151,7 +165,7 @@ def kl_term(
     """The reading of the encoder's output that explains what is left there; None: nothing is."""
     inputs = [seen.encoded.mu, seen.encoded.spread]
     weights = likelihood.weights.detach()
-    rest, rounding = _rest(seen, likelihood)
+    rest, rounding = _rest(seen)
     if rest.norm() <= rounding:
         return None
     fits = []
@@ -166,14 +180,14 @@ def kl_term(
     return min(fits, key=lambda each: each.misfit)
 
 
-def is_formula(seen: Pass, likelihood: LikelihoodTerm, kinds: Sequence[str]) -> bool:
+def is_formula(seen: Pass, kinds: Sequence[str]) -> bool:
     """Whether what a loss has beside the log-likelihood is built like a KL, if not one itself.
 
     The gradient of a KL of two Gaussians is a line in mu for the means and one in the variance for
     the log-variances, the same for all images and units; at a draw z, it has a term in z and one in
     z (z - mu) as well. So it is with wrong coefficients, and not with another loss beside the KL.
     """
-    rest, rounding = _rest(seen, likelihood)
+    rest, rounding = _rest(seen)
     mu, z = seen.encoded.mu.detach(), torch.cat(list(seen.z)).detach()
     for kind in kinds:
         spread = seen.encoded.spread.detach().requires_grad_()
@@ -201,14 +215,17 @@ def _left_by_sum(columns: Sequence[Tensor], values: Tensor) -> Tensor:
     return (values - table @ torch.linalg.lstsq(table, values).solution).norm()
 
 
-def _rest(seen: Pass, likelihood: LikelihoodTerm) -> tuple[Tensor, Tensor]:
+def _rest(seen: Pass) -> tuple[Tensor, Tensor]:
     """What the log-likelihood leaves of the gradient at the encoder's output, and its rounding."""
     inputs = [seen.encoded.mu, seen.encoded.spread]
+    outputs = [each for decoded in seen.decoded for each in parameters_of(decoded)]
     by_loss = _joined(seen.loss, inputs)
-    log_likelihood = (likelihood.weights.detach() * likelihood.log_prob).sum()
-    by_likelihood = _joined(-log_likelihood, inputs)
-    # What the likelihood does not explain at the decoder, it does not explain here either.
-    rounding = (ROUNDING + 2 * likelihood.misfit) * (by_loss.norm() + by_likelihood.norm())
+    # What passes through the decoder: exactly what the loss sends there, whatever its likelihood.
+    through = sum(
+        (each * g).sum() for each, g in zip(outputs, gradients(seen.loss, outputs), strict=True)
+    )
+    by_likelihood = _joined(torch.as_tensor(through), inputs)
+    rounding = ROUNDING * (by_loss.norm() + by_likelihood.norm())
     return by_loss - by_likelihood, rounding
 
 

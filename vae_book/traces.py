@@ -104,14 +104,17 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from (part for each in vars(value).values() for part in _tensors(each))
 
 
-def goes_around(value: Tensor, results: Sequence[Tensor]) -> bool:
-    """Whether a value depends on what results were computed from in another way than through them.
+def goes_around(
+    values: Sequence[Tensor], results: Sequence[Tensor], stop: Sequence[Tensor]
+) -> bool:
+    """Whether values depend on what results were computed from by a way that meets no stop.
 
     Args:
-        value: with its graph.
+        values: with their graphs.
         results: with theirs.
+        stop: tensors on the ways that are allowed.
     """
-    return bool(_leaves([value], stop=results) & _leaves(results))
+    return bool(_leaves(values, stop) & _leaves(results))
 
 
 def _leaves(values: Sequence[Tensor], stop: Sequence[Tensor] = ()) -> set[int]:
