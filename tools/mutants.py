@@ -313,11 +313,6 @@ MUTANTS = {
     ),
     ("12", "noise in evaluation allowed"): ("modes", "> 1e-3 * size", "> 1e3 * size"),
     ("12", "mean at test allowed"): ("measuring", "if not _constant(exam.measured)", "if True"),
-    ("12", "prior compared with the means alone"): (
-        "samples",
-        "(var.mean(0) + mu.var(0, correction=0)).sqrt()",
-        "mu.std(0)",
-    ),
     ("12", "labels compared with themselves"): (
         "labels_used",
         "other = y.roll(1, 0)",

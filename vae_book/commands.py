@@ -179,8 +179,8 @@ def _made_by(make_vae: str) -> dict:
     name, _, attribute = make_vae.partition(":")
     if not name or not attribute or name.endswith(".py") or "/" in name:
         raise ValueError(
-            f"make_vae: expected my_module:make_vae, a module's name and a function's, got "
-            f"{make_vae!r}"
+            f"make_vae: expected my_module:make_vae, got {make_vae!r}; that is a module's name, "
+            "without .py, and a function's"
         )
     try:
         made = getattr(importlib.import_module(name), attribute)

@@ -255,6 +255,8 @@ def normalized(exam: Exam) -> Finding:
     if exam.own_likelihood:
         raise NotChecked("a function gives no distribution of a single pixel")
     p_x = exam.p_x(exam.decoded, exam.family)
+    if p_x.support.is_discrete and not isinstance(p_x, Bernoulli):
+        raise NotChecked(f"{type(p_x).__name__} has other values than gray levels and bits")
     mass = _log_mass(p_x, gray=not exam.binary)
     off = mass.sum().item() / exam.n
     if abs(off) < 0.01:
@@ -685,7 +687,7 @@ def _log_mass(p_x: Distribution, gray: bool) -> Tensor:
         return log_prob.logsumexp(0)
     unit = isinstance(p_x, Bernoulli) or getattr(p_x.support, "upper_bound", 0) == 1
     # Densities may have a cusp at their mean, so the integral has two halves.
-    nodes, node_weights = np.polynomial.legendre.leggauss(32)
+    nodes, node_weights = np.polynomial.legendre.leggauss(8 if unit else 32)
     middle = torch.full_like(p_x.mean, 0.5) if unit else p_x.mean
     half = torch.full_like(p_x.mean, 0.5) if unit else 20 * p_x.stddev
     logs = [

@@ -249,7 +249,14 @@ class Exam:
                 )
             axis = int(layout.by_image)
             flat = self.images.reshape(n, -1).unsqueeze(axis).repeat_interleave(draws, axis)
-            return layout.by_draw(p_x.log_prob(flat.reshape(shape)), n).sum(-1)
+            try:
+                log_p = p_x.log_prob(flat.reshape(shape))
+            except Exception as error:
+                raise ValueError(
+                    f"decode: {type(p_x).__name__} cannot score the images "
+                    f"({type(error).__name__}); give likelihood=f(images, decoded)"
+                ) from error
+            return layout.by_draw(log_p, n).sum(-1)
         images = self.images
         if draws > 1 and (
             layout.flat or layout.by_image
@@ -378,6 +385,8 @@ class Exam:
         with hearing[0] as encodings, hearing[1] as decodings, Trace() as trace:
             loss = _number(called("loss", self.loss, self.images, *self.told))
         self._refuse_nan("loss", [loss])
+        if loss.is_inference():
+            raise NotChecked("the loss has no gradient; it is computed in torch.inference_mode()")
         if encodings:
             encoded = self.read(encodings[0].result)
         else:
@@ -531,6 +540,7 @@ def _check(
     if not isinstance(images, Tensor) or images.ndim < 2 or len(images) < 2:
         raise ValueError(
             f"images: expected a tensor of two or more images, shape (n, ...), got {_kind(images)}"
+            "; give a batch of what the model is trained on"
         )
     if not images.is_floating_point():
         raise ValueError(
@@ -574,7 +584,7 @@ def called(name: str, function: Function, *given: Any) -> Any:
     try:
         return function(*given)
     except Exception as error:
-        shapes = ", ".join(_kind(each) for each in given)
+        shapes = ", ".join(_kind(each) for each in given) or "nothing"
         said = str(error).strip().split("\n")[0]
         raise ValueError(f"{name}: raised {type(error).__name__} ({said}), given {shapes}") from (
             error

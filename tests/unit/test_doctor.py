@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import nn, optim
 from torch.distributions import (
     Bernoulli,
+    Categorical,
     ContinuousBernoulli,
     Independent,
     MultivariateNormal,
     Normal,
+    OneHotCategorical,
     Uniform,
     kl_divergence,
 )
@@ -882,6 +884,16 @@ def test_what_a_term_was_divided_by_is_named(name, script, x):
     assert report.faults == (name.split(":")[0],), str(report)
 
 
+@pytest.mark.parametrize("weight", [1e-3, 1e-5, 1e-6, 1e-8])
+def test_a_weight_too_small_to_see_is_a_fault_all_the_same(weight, script, x):
+    report = diagnose(
+        script.encode, script.decode, x, loss=lambda x, q, p: cross_entropy(x, p) + weight * kl(*q)
+    )
+    finding = report["scale and sign of both terms"]
+    assert finding.fault in ("kl-weight", "no-kl"), str(report)
+    assert finding.nats == pytest.approx(kl(*script.encode(x)).item() / len(x), rel=0.1)
+
+
 def test_what_each_term_was_divided_by_is_said_in_words(script, x):
     def found(name):
         report = diagnose(script.encode, script.decode, x, loss=DIVIDED[name])
@@ -1401,6 +1413,10 @@ class Draws:
         ({"loss": lambda x: 0, "labels": torch.zeros(64)}, "loss: expected .* images and labels"),
         ({"labels": torch.tensor(3)}, r"labels: expected a tensor of one for .* got shape \(\)"),
         ({"likelihood": ["bernoulli"]}, r"likelihood: expected bernoulli, .* got \['bernoulli'\]"),
+        (
+            {"decode": lambda z: OneHotCategorical(logits=torch.zeros(len(z), 784, 5))},
+            "decode: expected a number or a distribution for each of 784 pixels of 64 images, got",
+        ),
         ({"seed": 1.5}, "seed: expected a whole number from 0 .* got 1.5"),
         ({"seed": -1}, "seed: expected a whole number from 0 .* got -1"),
         ({"encode": lambda x: (x * math.nan, x)}, "encode: expected numbers, got NaN"),
@@ -1416,6 +1432,22 @@ def test_an_argument_that_is_none_is_named(change, message, script, x):
         diagnose(**arguments)
 
 
+def test_a_distribution_of_levels_is_scored_and_its_mass_not_checked(script, x):
+    def decode(z):
+        return Categorical(logits=torch.zeros(len(z), 784, 5))
+
+    report = diagnose(script.encode, decode, x)
+    assert report["likelihood sums to one"].verdict == "not checked"
+
+    def refuses(z):
+        p_x = decode(z)
+        p_x.log_prob = None
+        return p_x
+
+    with pytest.raises(ValueError, match=r"^decode: Categorical cannot score .* give likelihood="):
+        diagnose(script.encode, refuses, x)
+
+
 def test_a_loss_that_calls_backward_itself_is_told_not_to(script, x):
     model = broken(script)
 
@@ -1426,6 +1458,26 @@ def test_a_loss_that_calls_backward_itself_is_told_not_to(script, x):
 
     with pytest.raises(ValueError, match=r"^loss: its gradient raised .* and not to call it"):
         diagnose(model.encode, model.decode, x, loss=step)
+
+
+@pytest.mark.parametrize(
+    ("loss", "found"),
+    [
+        (
+            lambda model, x: model.loss(x).detach(),
+            "the loss has no gradient; is it computed inside",
+        ),
+        (
+            lambda model, x: torch.inference_mode()(model.loss)(x),
+            "the loss has no gradient; it is computed in torch.inference_mode",
+        ),
+    ],
+)
+def test_a_loss_without_a_gradient_is_said_to_have_none(loss, found, script, x):
+    report = diagnose(script.encode, script.decode, x, loss=lambda x: loss(script, x))
+    finding = report["scale and sign of both terms"]
+    assert finding.verdict == "not checked"
+    assert finding.found.startswith(found)
 
 
 @pytest.mark.parametrize("prior", [Normal(0.0, 1.0), Normal(torch.zeros(1), torch.ones(1))])
