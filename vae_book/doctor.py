@@ -255,7 +255,7 @@ def normalized(exam: Exam) -> Finding:
     if exam.own_likelihood:
         raise NotChecked("a function gives no distribution of a single pixel")
     p_x = exam.p_x(exam.decoded, exam.family)
-    if p_x.support.is_discrete and not isinstance(p_x, Bernoulli):
+    if getattr(p_x.support, "is_discrete", False) and not isinstance(p_x, Bernoulli):
         raise NotChecked(f"{type(p_x).__name__} has other values than gray levels and bits")
     mass = _log_mass(p_x, gray=not exam.binary)
     off = mass.sum().item() / exam.n

@@ -385,12 +385,12 @@ class Exam:
         with hearing[0] as encodings, hearing[1] as decodings, Trace() as trace:
             loss = _number(called("loss", self.loss, self.images, *self.told))
         self._refuse_nan("loss", [loss])
-        if loss.is_inference():
-            raise NotChecked("the loss has no gradient; it is computed in torch.inference_mode()")
         if encodings:
             encoded = self.read(encodings[0].result)
         else:
             encoded = self._traced_encoding(trace, random)
+        if encoded.mu.is_inference():
+            raise NotChecked("the loss has no gradient; it is computed in torch.inference_mode()")
         if not decodings:
             with torch.no_grad():
                 decodings = trace.decodings(lambda z: self.decode(z, *self.told), encoded.mu)

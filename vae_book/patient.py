@@ -378,8 +378,10 @@ def modules_of(*functions: Any) -> list[nn.Module]:
 
 def _used_by(function: Any) -> list[Any]:
     """What a function holds, or names: a lambda in a script speaks of the model by its name."""
-    while isinstance(function, partial):
-        function = function.func
+    if isinstance(function, partial):
+        inside = function.func
+        held = [inside, getattr(inside, "__self__", None), *_used_by(inside)]
+        return [*held, *function.args, *function.keywords.values()]
     function = getattr(function, "__func__", function)
     if not inspect.isfunction(function):
         return [*getattr(function, "__dict__", {}).values()] if callable(function) else []

@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from vae_book.distributions import DiagonalGaussian, Mixture
 from vae_book.doctor import diagnose
 from vae_book.models import CVAE, VAE
 from vae_book.objectives import Objective
+from vae_book.patient import modules_of
 from vae_book.prior_density import FITTED, KEPT, agreement
 from vae_book.report import Finding, Report
 
@@ -851,6 +853,50 @@ def test_draws_may_stand_in_any_order(order, average, likelihood, script, x):
     assert report["noise"].verdict == "ok"
 
 
+def test_the_mean_in_place_of_draws_is_found_in_any_order(script, x):
+    def loss(x):
+        mu, log_var = script.encode(x)
+        z = mu.repeat_interleave(4, 0)  # four draws of each image, one after the other
+        if script.training:
+            z = z + (0.5 * log_var).exp().repeat_interleave(4, 0) * torch.randn_like(z)
+        made = script.decode(z)
+        return cross_entropy(x.repeat_interleave(4, 0), made) / 4 + script.kld(mu, log_var)
+
+    report = diagnose(script.encode, script.decode, x, loss=loss)
+    assert report.faults == ("mean-at-test",), str(report)
+
+
+def test_several_draws_of_wrapped_functions_are_found_again(script, x):
+    report = diagnose(**wrapped(script, images=x, loss=lambda x: -several(script, x, 4).mean()))
+    assert report.healthy, str(report)
+    assert report["draws of z in the loss"].found.startswith("4 draws of z")
+
+
+def test_a_bound_by_groups_of_draws_is_no_fault(script, x):
+    def loss(x):
+        return -several(script, x, 6).unflatten(0, (2, 3)).logsumexp(1).mean()
+
+    report = diagnose(script.encode, script.decode, x, loss=loss)
+    assert report.healthy, str(report)
+    assert "in groups" in report["draws of z in the loss"].found
+
+
+def test_the_modules_that_functions_speak_of_are_found(script):
+    holder = type("Holder", (), {"step": lambda self, x: self.net.loss(x)})()
+    holder.net = script
+    functions = [
+        script,
+        script.encode,
+        lambda x: script.encode(x),
+        lambda x: holder.step(x),
+        holder.step,
+        partial(lambda model, x: model(x), script),
+        partial(script.loss),
+    ]
+    assert [modules_of(each) for each in functions] == [[script]] * len(functions)
+    assert modules_of(torch.sum, len, None, F.relu) == []
+
+
 # What the terms were divided by -------------------------------------------------------------------
 
 
@@ -1063,6 +1109,15 @@ class OwnMixture(nn.Module):
         if self.by_unit:
             return (each + log_weights[:, None]).logsumexp(1)  # one number for each unit
         return (each.sum(-1) + log_weights).logsumexp(1)
+
+
+def test_nats_that_a_prior_lacks_are_told(script, x):
+    prior = OwnMixture()
+    exact = prior.log_prob
+    prior.log_prob = lambda z: exact(z) - 2 * math.log(2)
+    finding = diagnose(script.encode, script.decode, x, prior=prior)["density of the prior"]
+    assert finding.fault == "prior-density"
+    assert -2 * math.log(2) < finding.nats < -0.5  # as far as it can be seen, and never more
 
 
 @pytest.mark.parametrize("by_unit", [False, True])
