@@ -1186,6 +1186,19 @@ def test_codes_far_from_the_prior_are_told_so_without_the_loss(digits, x):
     assert diagnose(model.encode, model.decode, x).faults == ("prior-missed",)
 
 
+def test_the_distance_of_all_codes_together_from_the_prior_is_told(script, x):
+    mu = torch.tensor([1.5, -1.5]).repeat(32)[:, None].expand(-1, UNITS)
+
+    def encode(x):
+        return mu.clone(), torch.full_like(mu, math.log(0.5))
+
+    finding = diagnose(encode, script.decode, x)["samples of the prior"]
+    variance = 1.5**2 + 0.5  # of the means, and the average of the codes' own
+    assert finding.nats == pytest.approx(
+        UNITS * 0.5 * (variance - 1 - math.log(variance)), rel=1e-3
+    )
+
+
 # Labels -------------------------------------------------------------------------------------------
 
 
