@@ -1190,7 +1190,7 @@ def test_the_distance_of_all_codes_together_from_the_prior_is_told(script, x):
     mu = torch.tensor([1.5, -1.5]).repeat(32)[:, None].expand(-1, UNITS)
 
     def encode(x):
-        return mu.clone(), torch.full_like(mu, math.log(0.5))
+        return mu[: len(x)].clone(), torch.full_like(mu[: len(x)], math.log(0.5))
 
     finding = diagnose(encode, script.decode, x)["samples of the prior"]
     variance = 1.5**2 + 0.5  # of the means, and the average of the codes' own
