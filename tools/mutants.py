@@ -21,6 +21,7 @@ from pathlib import Path
 from equations import definitions
 
 ROOT = Path(__file__).parents[1]
+DOCTORS = {"exam.py", "loss_terms.py", "patient.py", "prior_density.py", "report.py", "traces.py"}
 MUTANTS = {
     ("01", "joint in place of posterior"): (
         "enumerate_posterior",
@@ -281,6 +282,42 @@ MUTANTS = {
         "(unit_kl.clamp(min=self.free_nats) if self.free_nats else unit_kl).sum(-1)",
         "unit_kl.sum(-1).clamp(min=self.free_nats)",
     ),
+    ("12", "noise of any kind is normal"): ("noise", "> 3:", "> 300:"),
+    ("12", "readings of the spread not compared"): (
+        "deviation",
+        "if len(set(readings.values())) > 1:",
+        "if len(set(readings.values())) > 9:",
+    ),
+    ("12", "cut gradients taken for whole ones"): ("reparameterized", "if not g.any()", "if False"),
+    ("12", "second sigmoid not seen"): ("output", "high <= 1", "high <= 0"),
+    ("12", "mass of a likelihood not looked at"): ("normalized", "abs(off) < 0.01", "True"),
+    ("12", "average over images not seen"): (
+        "weights",
+        "log_w.flatten().softmax(0).view_as(log_w)",
+        "log_w.softmax(0)",
+    ),
+    ("12", "nats of a weight with the wrong sign"): (
+        "scale",
+        "abs(kl.weight / exam.beta - 1)",
+        "abs(kl.weight / exam.beta + 1)",
+    ),
+    ("12", "mean over units under another name"): (
+        "_mistakes",
+        '("kl-mean", 1, units, kl)',
+        '("kl-mean", units, 1, kl)',
+    ),
+    ("12", "log-likelihood left in the rest"): (
+        "_rest",
+        "by_loss - by_likelihood",
+        "by_loss + by_likelihood",
+    ),
+    ("12", "noise in evaluation allowed"): ("modes", "> 1e-3 * size", "> 1e3 * size"),
+    ("12", "mean at test allowed"): ("measuring", "if not _constant(exam.measured)", "if True"),
+    ("12", "labels compared with themselves"): (
+        "labels_used",
+        "other = y.roll(1, 0)",
+        "other = y.roll(0, 0)",
+    ),
 }
 
 
@@ -329,7 +366,8 @@ def place(function: str, old: str, new: str) -> tuple[str, str] | None:
 def judges(chapter: str, file: str) -> list[str]:
     """What a mutant of the file has to fail: the module's unit tests, and the chapter."""
     (notebook,) = (ROOT / "book").glob(f"{chapter}_*.ipynb")
-    return [f"tests/unit/test_{file}", f"book/{notebook.name}"]
+    tests = "doctor.py" if file in DOCTORS else file
+    return [f"tests/unit/test_{tests}", f"book/{notebook.name}"]
 
 
 def fails(copy: Path, tests: str) -> bool:

@@ -164,7 +164,7 @@ def doctor(*, make_vae: str) -> None:
     if unknown or not {"encode", "decode"} <= arguments.keys():
         raise ValueError(
             f"{make_vae}: expected the arguments of vae_book.doctor.diagnose, at least 'encode' "
-            f"and 'decode', got {', '.join(sorted(arguments)) or 'nothing'}"
+            f"and 'decode', got {', '.join(sorted(map(str, arguments))) or 'nothing'}"
         )
     if "images" not in arguments:
         digits = load_images("test", "bundled", "cpu").images
@@ -177,15 +177,21 @@ def doctor(*, make_vae: str) -> None:
 
 def _made_by(make_vae: str) -> dict:
     name, _, attribute = make_vae.partition(":")
-    if not name or not attribute:
-        raise ValueError(f"make_vae: expected my_module:make_vae, got {make_vae!r}")
+    if not name or not attribute or name.endswith(".py") or "/" in name:
+        raise ValueError(
+            f"make_vae: expected my_module:make_vae, got {make_vae!r}; that is a module's name, "
+            "without .py, and a function's"
+        )
     try:
         made = getattr(importlib.import_module(name), attribute)
     except ModuleNotFoundError as error:
         raise ValueError(f"{make_vae}: {error}; is it in this folder or installed?") from error
-    except AttributeError as error:
-        raise ValueError(f"{make_vae}: {error}") from error
-    arguments = made() if callable(made) else made
+    except Exception as error:  # an attribute that is missing, and what the module itself raises
+        raise ValueError(f"{make_vae}: {type(error).__name__} ({error})") from error
+    try:
+        arguments = made() if callable(made) else made
+    except Exception as error:
+        raise ValueError(f"{make_vae}: it raised {type(error).__name__} ({error})") from error
     if not isinstance(arguments, dict):
         raise ValueError(
             f"{make_vae}: expected a function that returns a dictionary, got "

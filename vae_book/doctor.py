@@ -5,12 +5,12 @@ buffer, no mode and no random state of the reader's is changed.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import kstest
 from torch import Tensor
 from torch.distributions import (
     Bernoulli,
@@ -20,24 +20,22 @@ from torch.distributions import (
 )
 
 from vae_book import likelihoods
-from vae_book.exam import DRAWS, KINDS, Exam, NotChecked, called
+from vae_book.exam import DRAWS, KINDS, KL_DRAWS, Exam, NotChecked, called
 from vae_book.loss_terms import (
     FITS,
     KLTerm,
     Pass,
     gradients,
-    summed,
 )
 from vae_book.patient import (
     DEVIATIONS,
     mode,
 )
-from vae_book.prior_density import FITTED, KEPT, agreement
+from vae_book.prior_density import FITTED, KEPT, agreement, distance
 from vae_book.report import Finding, Report
 
 Function = Callable[..., Any]
 
-KL_DRAWS = 200  # of z, for the KL
 ACTIVE = 0.01  # the variance of a unit's mean above which it is active; Burda et al. (2016)
 
 
@@ -58,9 +56,10 @@ def diagnose(
     """Look for mistakes in a VAE, from outside.
 
     Args:
-        encode: images -> (mu, log_var) or (mu, std), a torch Normal, or a `DiagonalGaussian`. Give
-            a module or a method of an object, such as ``model.encode``: only their calls inside the
-            loss can be watched.
+        encode: images -> (mu, log_var) or (mu, std), with or without a draw of z, a dictionary or
+            an object with such names, a torch Normal, or a `DiagonalGaussian`. A module or a
+            method, such as ``model.encode``, is watched inside the loss; what other functions
+            give is found again among the numbers of the loss.
         decode: z -> logits, probabilities, means, or a distribution.
         images: some of those that the model was made for, at least two, in the shape that encode
             takes, (n, ...); the first 100 are used.
@@ -88,12 +87,23 @@ def diagnose(
     Raises:
         ValueError: an argument is none of these; the message names it.
     """
-    exam = Exam(encode, decode, images, loss, likelihood, labels, prior, draw, spread, beta)
+    exam = Exam(encode, decode, images, loss, likelihood, labels, prior, draw, spread, beta, seed)
     gpus = [images.device] if images.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=gpus), torch.enable_grad():
+    with torch.random.fork_rng(devices=gpus), _numpy_seeded(seed), torch.enable_grad():
         torch.manual_seed(seed)
         exam.score(exam.decoded, exam.families[0])  # what is no VAE is refused before the checks
         return Report(tuple(_looked(name, check, exam) for name, check in CHECKS.items()))
+
+
+@contextmanager
+def _numpy_seeded(seed: int) -> Iterator[None]:
+    """NumPy's own noise, which some models draw from, seeded; afterwards it goes on as before."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
 
 
 def _looked(name: str, check: Callable[["Exam"], Finding], exam: "Exam") -> Finding:
@@ -158,15 +168,24 @@ def noise(exam: Exam) -> Finding:
     z = torch.cat(list(seen.z)).detach()
     q_z = seen.encoded.normal(kind)
     eps = ((z - q_z.mean) / q_z.stddev).detach().cpu().flatten().double()
-    distance = kstest(eps.cpu().numpy(), "norm").statistic
-    if math.sqrt(len(eps)) * distance > 3:  # by chance once in 30 million
+    if _far_from_normal(eps) > 3:  # by chance once in 30 million
+        words = f"the noise in z has mean {eps.mean():.2f} and deviation {eps.std():.2f}"
+        kurtosis = ((eps - eps.mean()) / eps.std()).pow(4).mean()
+        if kurtosis > 2.4:  # a normal one has 3, a uniform one 1.8
+            return _fault("noise-scale", f"{words}, and should be standard normal",
+                          "draw it with torch.randn_like, and multiply it by the deviation "
+                          "once")  # fmt: skip
         return _fault(
             "uniform-noise",
-            f"the noise in z has mean {eps.mean():.2f} and deviation {eps.std():.2f}, and is not "
-            "standard normal",
+            f"{words}, and is not standard normal",
             "draw it with torch.randn_like, not with rand",
         )
     return _ok(f"the noise in {len(eps)} draws is standard normal")
+
+
+def _far_from_normal(eps: Tensor) -> float:
+    """The statistic of Kolmogorov and Smirnov, times the root of the number of draws."""
+    return math.sqrt(len(eps)) * distance(torch.special.ndtr(eps.sort().values).numpy())
 
 
 def deviation(exam: Exam) -> Finding:
@@ -236,6 +255,8 @@ def normalized(exam: Exam) -> Finding:
     if exam.own_likelihood:
         raise NotChecked("a function gives no distribution of a single pixel")
     p_x = exam.p_x(exam.decoded, exam.family)
+    if getattr(p_x.support, "is_discrete", False) and not isinstance(p_x, Bernoulli):
+        raise NotChecked(f"{type(p_x).__name__} has other values than gray levels and bits")
     mass = _log_mass(p_x, gray=not exam.binary)
     off = mass.sum().item() / exam.n
     if abs(off) < 0.01:
@@ -271,6 +292,13 @@ def weights(exam: Exam) -> Finding:
         return _ok(f"{len(share)} draws of z for each image, averaged")
     if torch.allclose(share, soft, atol=1e-3):
         return _ok(f"{len(share)} draws of z for each image, by the log of their average")
+    for many in range(2, len(share)):
+        if len(share) % many == 0:
+            for axis in (0, 1):  # whether the draws of a group stand apart or together
+                grouped = log_w.unflatten(0, (many, -1)).softmax(axis).flatten(0, 1)
+                if torch.allclose(share, grouped / grouped.sum(0), atol=1e-3):
+                    return _ok(f"{len(share)} draws of z for each image in groups, by the average "
+                               "of the logs of their averages")  # fmt: skip
     for sign, best in ((1, "best"), (-1, "worst")):
         tilted = (sign * log_w).softmax(0)
         mean = (tilted * log_w).sum(0)
@@ -296,9 +324,17 @@ def scale(exam: Exam) -> Finding:
                       _typical_kl(exam))  # fmt: skip
     if not kl.misfit < FITS:
         raise NotChecked("what the loss has beside the log-likelihood is no KL; see KL")
+    most = abs(kl.weight / exam.beta) * (1 + kl.error)
+    if kl.error > 0.1 and most < 0.5:
+        return _fault("kl-weight", f"the KL has at most {most:.1g} times its weight: too little to "
+                      "see beside the log-likelihood",
+                      "if this was chosen, say beta; only 1 gives the ELBO",
+                      _typical_kl(exam))  # fmt: skip
     if kl.error > 0.1:
         raise NotChecked("the KL is too small beside the log-likelihood; train the model first")
-    words = f"log-likelihood {_over(exam, whole)}, KL {_over(exam, whole * kl.weight)}"
+    words = (
+        f"log-likelihood {_over(exam, whole)}, KL {_over(exam, whole * kl.weight, of_units=True)}"
+    )
     off = abs(kl.weight / exam.beta - 1) * _typical_kl(exam)
     if whole < 0 or kl.weight < 0:
         name = "kl-sign" if whole > 0 else "likelihood-sign"
@@ -307,31 +343,62 @@ def scale(exam: Exam) -> Finding:
         return _fault(name, f"wrong sign: {words}",
                       "minimize KL - log-likelihood, both with the sign that makes them smaller "
                       "when the model is better", off)  # fmt: skip
-    return _ratio(exam, kl.weight / exam.beta, 0.01 + kl.error, words, off)
+    return _ratio(exam, kl.weight / exam.beta, 0.01 + kl.error, words, off, whole)
 
 
-def _ratio(exam: Exam, ratio: float, about: float, words: str, off: float) -> Finding:
+def _ratio(exam: Exam, ratio: float, about: float, words: str, off: float, whole: float) -> Finding:
     """The finding for a KL that weighs this much more than it should."""
     loose = exam.family in ("gaussian", "laplace") and isinstance(exam.decoded, Tensor)
-    units = (1, 2) if loose else (1,)
-    for unit in units:
-        for name, number, advice in [
-            ("mean-reduction", exam.pixels, "sum the log-likelihood over pixels"),
-            ("kl-over-784", 1 / exam.pixels, "sum the KL, and do not divide it by the pixels"),
-            ("kl-over-batch", 1 / exam.n, "average both terms over the images, or neither"),
-            ("likelihood-over-batch", exam.n, "average both terms over the images, or neither"),
-            ("kl-mean", unit / exam.encoded.mu[0].numel(), "sum the KL over the units of z"),
-        ]:
-            if math.isclose(ratio * unit, number, rel_tol=about):
-                return _fault(name, words, advice, off)
-    noise = math.sqrt(ratio)
-    if loose and noise <= 2 * (exam.images.max() - exam.images.min()).item():
-        return _ok(f"{words}: noise of scale {noise:.3g} on each pixel")
+    errors = (1, 2) if exam.family == "gaussian" and loose else (1,)  # half a squared one, or whole
+
+    def plain(weight: float) -> bool:
+        n, pixels = exam.n, exam.pixels
+        return any(math.isclose(weight * each, 1, rel_tol=about)
+                   for each in (1, n, pixels, n * pixels))  # fmt: skip
+
+    for name, likelihood_by, kl_by, advice in _mistakes(exam):
+        by = likelihood_by / kl_by
+        # Beside a squared error any weight may be the noise that was chosen, if not the KL's own
+        # weight shows that it was divided.
+        if any(math.isclose(ratio * each, by, rel_tol=about) for each in errors) and (
+            not loose or plain(whole * ratio * kl_by)
+        ):
+            return _fault(name, words, advice, off)
+    beside = ""
+    if loose:
+        noise = ratio if exam.family == "laplace" else math.sqrt(ratio)
+        error = "half the squared" if exam.family == "gaussian" else "the absolute"
+        beside = f" beside {error} error, that of noise of scale {noise:.3g} on each pixel"
+        width = max(1.0, (exam.images.max() - exam.images.min()).item())
+        on_kl = any(plain(whole / each) for each in errors) and not plain(whole * ratio)
+        if noise <= 1.01 * width and not on_kl:
+            return _ok(f"{words}: the KL has weight {ratio:.3g}{beside}")
     if math.isclose(ratio, 1, rel_tol=about):
         return _ok(words)
-    return _fault("kl-weight", f"{words}: the KL has {ratio:.3g} times its weight",
+    return _fault("kl-weight", f"{words}: the KL has {ratio:.3g} times its weight{beside}",
                   f"if this was chosen, say beta={ratio * exam.beta:.3g}; only 1 gives the ELBO",
                   off)  # fmt: skip
+
+
+def _mistakes(exam: Exam) -> Iterator[tuple[str, int, int, str]]:
+    """What the two terms may have been divided by, and what to do then."""
+    n, pixels, units = exam.n, exam.pixels, exam.encoded.mu[0].numel()
+    log_likelihood, kl = "sum the log-likelihood over pixels", "sum the KL over the units of z"
+    alike = "average both terms over the images, or neither"
+    for name, likelihood_by, kl_by, *advice in [
+        ("mean-reduction", pixels, 1, log_likelihood),
+        ("kl-over-784", 1, pixels, "sum the KL, and do not divide it by the pixels"),
+        ("kl-over-batch", 1, n, alike),
+        ("likelihood-over-batch", n, 1, alike),
+        ("kl-mean", 1, units, kl),
+        ("mean-reduction", pixels, units, log_likelihood, kl),
+        ("mean-reduction", n * pixels, 1, log_likelihood, alike),
+        ("mean-reduction", n * pixels, units, log_likelihood, kl, alike),
+        ("kl-mean", 1, n * units, kl, alike),
+        ("kl-over-784", 1, n * pixels, "sum the KL", alike),
+    ]:
+        if likelihood_by != kl_by:
+            yield str(name), int(likelihood_by), int(kl_by), "; ".join(map(str, advice))
 
 
 def kl_value(exam: Exam) -> Finding:
@@ -343,8 +410,8 @@ def kl_value(exam: Exam) -> Finding:
         raise NotChecked("draws of z do not enter the loss as a mean")
     per_image = exam.n * term.weights.sum(0).mean()
     rest = ((exam.seen.loss + (term.weights * term.log_prob).sum()) / per_image).item()
-    kind = kl.kind if kl.misfit < FITS else exam.encoded.likely
-    drawn, error = _kl_by_draws(exam, kind)
+    kind = exam.possible(kl.kind) if kl.misfit < FITS else exam.encoded.likely
+    drawn, error = exam.drawn_kl(kind)
     if not kl.misfit < FITS:
         if not exam.formula:
             raise NotChecked(
@@ -366,6 +433,11 @@ def kl_value(exam: Exam) -> Finding:
         return _ok(
             "the KL has the right gradient; a squared or absolute error leaves out constants"
         )
+    if not term.exact:
+        return _ok(
+            "the KL has the right gradient; probabilities near 0 and 1 are kept from there, which "
+            "changes the value of the log-likelihood"
+        )
     draws = 1 if kl.exact else KL_DRAWS / len(term.weights)  # an estimate by few has more error
     if (
         abs(off)
@@ -384,6 +456,8 @@ def below(exam: Exam) -> Finding:
         raise NotChecked("the terms of the loss have to be right first")
     if exam.family in ("gaussian", "laplace") and isinstance(exam.decoded, Tensor):
         raise NotChecked("a squared or absolute error is a log-density but for a constant")
+    if not exam.term.exact:
+        raise NotChecked("probabilities near 0 and 1 are kept from there: no log-likelihood")
     if exam.beta < 1:
         raise NotChecked("a KL of less than its weight bounds nothing")
     claimed = -exam.seen.loss.item() / exam.term.weights.sum().item()
@@ -468,6 +542,9 @@ def samples(exam: Exam) -> Finding:
     together = Normal(mu.mean(0), (var.mean(0) + mu.var(0, correction=0)).sqrt())
     prior = Normal(exam.p_z.mean.flatten(), exam.p_z.stddev.flatten())
     off = kl_divergence(together, prior).sum().item()
+    if off > 1 + mu.shape[1] and exam.loss is not None and scale(exam).verdict == "ok":
+        return _ok("the codes of the images lie elsewhere than draws of the prior", off,
+                   "both terms have their weights: train longer")  # fmt: skip
     if off > 1 + mu.shape[1]:
         return _fault("prior-missed", "the codes of the images lie elsewhere than draws of the "
                       "prior, which decode to nothing that was trained",
@@ -610,7 +687,7 @@ def _log_mass(p_x: Distribution, gray: bool) -> Tensor:
         return log_prob.logsumexp(0)
     unit = isinstance(p_x, Bernoulli) or getattr(p_x.support, "upper_bound", 0) == 1
     # Densities may have a cusp at their mean, so the integral has two halves.
-    nodes, node_weights = np.polynomial.legendre.leggauss(32)
+    nodes, node_weights = np.polynomial.legendre.leggauss(8 if unit else 32)
     middle = torch.full_like(p_x.mean, 0.5) if unit else p_x.mean
     half = torch.full_like(p_x.mean, 0.5) if unit else 20 * p_x.stddev
     logs = [
@@ -631,27 +708,21 @@ def _spread_out(values: Tensor) -> bool:
 
 
 def _typical_kl(exam: Exam) -> float:
-    return _kl_by_draws(exam, exam.kind)[0]
+    return exam.drawn_kl(exam.kind)[0]
 
 
-def _kl_by_draws(exam: Exam, kind: str) -> tuple[float, float]:
-    """KL(q(z | x) || p(z)) of an image as the average over draws, with its standard error."""
-    q_z = exam.seen.encoded.normal(kind)
-    with torch.no_grad():
-        z = q_z.sample((KL_DRAWS,))
-        log_q, log_p = (summed(d.log_prob(z), KL_DRAWS, exam.n) for d in (q_z, exam.p_z))
-        each = (log_q - log_p).mean(1)
-    return each.mean().item(), (each.std() / math.sqrt(len(each))).item()
-
-
-def _over(exam: Exam, weight: float) -> str:
+def _over(exam: Exam, weight: float, of_units: bool = False) -> str:
     """The weight of a term for one image, as what it was divided by."""
-    for words, number in {
-        "summed": 1.0,
-        "averaged over images": 1 / exam.n,
-        "averaged over images and pixels": 1 / (exam.n * exam.pixels),
-        "averaged over pixels": 1 / exam.pixels,
-    }.items():
-        if math.isclose(abs(weight), number, rel_tol=0.005):
+    divisors = {"images": exam.n, "pixels": exam.pixels}
+    if of_units:
+        divisors["units"] = exam.encoded.mu[0].numel()
+    single = {f"averaged over {name}": number for name, number in divisors.items()}
+    pairs = {
+        f"averaged over images and {name}": exam.n * number
+        for name, number in divisors.items()
+        if name != "images"
+    }
+    for words, number in {"summed": 1, **single, **pairs}.items():
+        if math.isclose(abs(weight) * number, 1, rel_tol=0.005):
             return words if weight > 0 else f"{words} with a minus"
     return f"times {weight:.3g}"

@@ -23,6 +23,7 @@ from vae_book.distributions import DiagonalGaussian
 from vae_book.loss_terms import (
     FITS,
     KLTerm,
+    Layout,
     LikelihoodTerm,
     Pass,
     gradients,
@@ -33,9 +34,13 @@ from vae_book.loss_terms import (
 )
 from vae_book.patient import (
     FAMILIES,
+    Call,
     Encoded,
     OwnPrior,
+    alone,
+    fitting,
     is_prior,
+    mean_and_spread,
     mode,
     modules_of,
     parameters_of,
@@ -45,12 +50,15 @@ from vae_book.patient import (
     required_arguments,
     watched,
 )
+from vae_book.traces import Trace, goes_around
 
 Function = Callable[..., Any]
 LogDensity = Callable[[Tensor], Tensor]
 
+ONE = Layout()  # draw for each image
 MOST = 100  # images that are looked at
 DRAWS = 32  # of z, for the importance-weighted bound
+KL_DRAWS = 200  # of z, for the KL
 KINDS = ("log_var", "std", "log_std", "var")
 LIKELIHOODS = {
     "bernoulli": ("logits", "probabilities"),
@@ -80,27 +88,41 @@ class Exam:
         draw: Function | None,
         spread: str | None,
         beta: float,
+        seed: int = 0,
     ) -> None:
-        _check(encode, decode, images, loss, likelihood, labels, draw, spread, beta)
+        _check(encode, decode, images, loss, likelihood, labels, draw, spread, beta, seed)
         self.encode, self.decode, self.loss, self.draw = encode, decode, loss, draw
         self.likelihood, self.spread, self.beta, self.prior = likelihood, spread, beta, prior
         self.images = images[:MOST].detach()
         self.told = () if labels is None else (labels[:MOST],)
         self.modules = modules_of(encode, decode, loss, prior)
         self.training = all(each.training for each in self.modules)
+        self.drawn_kls: dict[str, tuple[float, float]] = {}
         self.n, self.pixels = len(self.images), self.images[0].numel()
 
     # What the model says, in evaluation mode ------------------------------------------------------
 
     def encoding(self, images: Tensor, *told: Tensor) -> Encoded:
         """q(z | x) of some images, by the reader's encoder."""
-        encoded = read_encoded(called("encode", self.encode, images, *told))
+        encoded = self.read(called("encode", self.encode, images, *told))
         if encoded.mu.shape[:1] != images.shape[:1]:
             raise ValueError(
                 f"encode: expected one mean for each of {len(images)} images, got shape "
                 f"{tuple(encoded.mu.shape)}; images has to have the shape that encode takes"
             )
         return encoded
+
+    def read(self, encoded: Any) -> Encoded:
+        """Mean and spread from what encode returned."""
+        many = isinstance(encoded, Sequence) and len(encoded) > 2
+        return read_encoded(encoded, self.places if many else (0, 1))
+
+    @cached_property
+    def places(self) -> tuple[int, int]:
+        """Where mean and spread stand in a tuple that encode returns: z may be among them."""
+        with self.evaluating():
+            two = [called("encode", self.encode, self.images, *self.told) for _ in range(2)]
+        return mean_and_spread(*two)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -113,6 +135,7 @@ class Exam:
         """q(z | x) of the images."""
         with self.evaluating():
             encoded = self.encoding(self.images, *self.told)
+        self._refuse_nan("encode", encoded[:2])
         if self.spread in ("std", "var") and bool((encoded.spread < 0).any()):
             raise ValueError(
                 f"spread: expected what encode returns, got {self.spread!r}, but some are negative"
@@ -131,10 +154,15 @@ class Exam:
             return str(self.encoded.kind or self.spread)
         try:
             if self.kl is not None and self.kl.misfit < FITS:
-                return self.kl.kind
+                return self.possible(self.kl.kind)
         except NotChecked:
             pass
         return self.encoded.likely
+
+    def possible(self, kind: str) -> str:
+        """A reading of the second output, if it gives positive deviations; else the likely one."""
+        positive = bool((self.encoded.spread > 0).all()) or kind not in ("std", "var")
+        return kind if positive else self.encoded.likely
 
     @cached_property
     def p_z(self) -> Distribution:
@@ -145,7 +173,8 @@ class Exam:
     def given_prior(self) -> Any:
         """The prior as the reader has it; None if none was given."""
         made = callable(self.prior) and not is_prior(self.prior)
-        return called("prior", self.prior, *self.told) if made else self.prior
+        prior = called("prior", self.prior, *self.told) if made else self.prior
+        return fitting(prior, self.encoded.mu)
 
     def drawn_from(self, draws: int) -> tuple[Tensor, LogDensity]:
         """Draws of the reader's own prior, shape (draws, d), and its own log-density of such."""
@@ -175,7 +204,15 @@ class Exam:
         """What the decoder makes of the mean of z of each image."""
         with self.evaluating():
             z = self.encoded.normal(self.encoded.kind or self.spread or self.encoded.likely).mean
-            return self.meant(called("decode", self.decode, z, *self.told))
+            decoded = self.meant(called("decode", self.decode, z, *self.told))
+        self._refuse_nan("decode", [decoded] if isinstance(decoded, Tensor) else [])
+        return decoded
+
+    def _refuse_nan(self, name: str, values: Sequence[Tensor]) -> None:
+        if bool(self.images.isfinite().all()) and any(each.isnan().any() for each in values):
+            raise ValueError(
+                f"{name}: expected numbers, got NaN for some of the images; has training diverged?"
+            )
 
     @cached_property
     def far(self) -> Any:
@@ -186,6 +223,8 @@ class Exam:
 
     def meant(self, decoded: Any) -> Any:
         """The decoder's output, with the likelihood of the book if one was given."""
+        if not self.own_likelihood:
+            decoded = alone(decoded)
         if isinstance(self.likelihood, likelihoods.Likelihood) and isinstance(decoded, Tensor):
             return self.likelihood.given(decoded)
         return decoded
@@ -196,26 +235,42 @@ class Exam:
         found._validate_args = False
         return found
 
-    def score(self, decoded: Any, family: str) -> Tensor:
+    def score(self, decoded: Any, family: str, layout: Layout = ONE) -> Tensor:
         """log p(x | z), shape (draws, n)."""
+        n, draws = self.n, layout.draws
         if not self.own_likelihood:
             p_x = self.p_x(decoded, family)
             shape = p_x.batch_shape + p_x.event_shape
-            draws = math.prod(shape) // (self.n * self.pixels)
-            if math.prod(shape) != draws * self.n * self.pixels or not draws:
+            if math.prod(shape) != draws * n * self.pixels:
                 raise ValueError(
-                    f"decode: expected one distribution for each of {self.pixels} pixels of "
-                    f"{self.n} images, got shape {tuple(shape)}"
+                    f"decode: expected a number or a distribution for each of {self.pixels} pixels "
+                    f"of {draws * n} images, got shape {tuple(shape)}; for other outputs give "
+                    "likelihood=f(images, decoded)"
                 )
-            flat = self.images.reshape(1, self.n, -1).expand(draws, -1, -1)
-            return summed(p_x.log_prob(flat.reshape(shape)), draws, self.n)
-        values = called("likelihood", self.likelihood, self.images, decoded)
-        if not isinstance(values, Tensor) or values.numel() % self.n:
+            axis = int(layout.by_image)
+            flat = self.images.reshape(n, -1).unsqueeze(axis).repeat_interleave(draws, axis)
+            try:
+                log_p = p_x.log_prob(flat.reshape(shape))
+            except Exception as error:
+                raise ValueError(
+                    f"decode: {type(p_x).__name__} cannot score the images "
+                    f"({type(error).__name__}); give likelihood=f(images, decoded)"
+                ) from error
+            return layout.by_draw(log_p, n).sum(-1)
+        images = self.images
+        if draws > 1 and (
+            layout.flat or layout.by_image
+        ):  # else their axes fit together as they are
+            images = images.unsqueeze(int(layout.by_image))
+            if layout.flat:
+                images = images.repeat_interleave(draws, int(layout.by_image)).flatten(0, 1)
+        values = called("likelihood", self.likelihood, images, decoded)
+        if not isinstance(values, Tensor) or not values.ndim or values.numel() % (draws * n):
             raise ValueError(
-                f"likelihood: expected log p(x | z) of each of {self.n} images, got {_kind(values)}"
+                f"likelihood: expected log p(x | z) of each of {draws * n} images, got "
+                f"{_kind(values)}"
             )
-        draws = 1 if values.shape[0] == self.n else values.shape[0]
-        return summed(values, draws, self.n)
+        return layout.by_draw(values, n).sum(-1)
 
     @property
     def families(self) -> Sequence[str]:
@@ -304,38 +359,97 @@ class Exam:
 
     def _pass(self) -> Pass:
         assert self.loss is not None
-        return self._by_terms() if required_arguments(self.loss) == 3 else self._watched()
+        return self._by_terms() if required_arguments(self.loss, 1) == 3 else self._watched()
 
     def _by_terms(self) -> Pass:
         assert self.loss is not None
         raw = called("encode", self.encode, self.images, *self.told)
-        encoded = read_encoded(raw)
+        encoded = self.read(raw)
         if self.draw is None:
             z = encoded.normal(self.encoded.kind or self.spread or encoded.likely).sample()
         else:
             z = called("draw", self.draw, raw)
+            if not isinstance(z, Tensor) or not z.numel() or z.numel() % encoded.mu.numel():
+                raise ValueError(
+                    f"draw: expected z of each image, {_kind(encoded.mu)}, got {_kind(z)}"
+                )
         out = called("decode", self.decode, z, *self.told)
         loss = _number(called("loss", self.loss, self.images, raw, out))
-        return Pass(encoded, [z.unsqueeze(0)], [self.meant(out)], loss, self.draw is not None)
+        self._refuse_nan("loss", [loss])
+        return self._seen(encoded, [Call(z, out)], loss, self.draw is not None)
 
     def _watched(self) -> Pass:
         assert self.loss is not None
-        with watched(self.encode) as encodings, watched(self.decode) as decodings:
+        random = torch.get_rng_state()
+        hearing = watched(self.encode, memory=self._first_of_alike), watched(self.decode)
+        with hearing[0] as encodings, hearing[1] as decodings, Trace() as trace:
             loss = _number(called("loss", self.loss, self.images, *self.told))
-        if not encodings or not decodings:
-            silent = "decode" if encodings else "encode"
+        self._refuse_nan("loss", [loss])
+        if encodings:
+            encoded = self.read(encodings[0].result)
+        else:
+            encoded = self._traced_encoding(trace, random)
+        if encoded.mu.is_inference():
+            raise NotChecked("the loss has no gradient; it is computed in torch.inference_mode()")
+        if not decodings:
+            with torch.no_grad():
+                decodings = trace.decodings(lambda z: self.decode(z, *self.told), encoded.mu)
+        if not decodings:
             raise NotChecked(
-                f"{silent} was not seen inside the loss; give encode and decode as modules or "
-                "methods, such as model.encode, or a loss(images, encoded, decoded)"
+                "nothing that decode returns was computed in the loss; give decode as a module or "
+                "method that the loss calls, such as model.decode, or a loss(images, encoded, "
+                "decoded)"
             )
-        encoded = read_encoded(encodings[0].result)
-        per_draw = encoded.mu.numel()
-        zs = [call.argument for call in decodings]
-        shapes = {tuple(z.shape[z.ndim - encoded.mu.ndim :]) for z in zs}
-        if len(encoded.mu) != self.n or shapes != {tuple(encoded.mu.shape)}:
-            raise NotChecked("the loss encodes or decodes something other than one z or K for each")
-        zs = [z.reshape(z.numel() // per_draw, *encoded.mu.shape) for z in zs]
-        return Pass(encoded, zs, [self.meant(each.result) for each in decodings], loss, True)
+        seen = self._seen(encoded, decodings, loss, True)
+        if not encodings and loss.requires_grad:
+            self._check_way(seen)
+        return seen
+
+    def _first_of_alike(self, result: Any, before: Sequence[Call]) -> Any:
+        """What encode returned first, if a later call gives the same: one code for all terms."""
+        if not before:
+            return result
+        first, now = self.read(before[0].result), self.read(result)
+        alike = first.mu.shape == now.mu.shape and first.spread.shape == now.spread.shape
+        same = alike and torch.equal(first.mu, now.mu) and torch.equal(first.spread, now.spread)
+        return before[0].result if same else result
+
+    def _traced_encoding(self, trace: Trace, random: Tensor) -> Encoded:
+        """What encode gives, found again in the loss."""
+        after = torch.get_rng_state()
+        torch.set_rng_state(random)  # such as for dropout
+        told = self.read(called("encode", self.encode, self.images, *self.told))
+        torch.set_rng_state(after)
+        found = [trace.first(each.detach()) for each in told[:2]]
+        if found[0] is None or found[1] is None:
+            raise NotChecked(
+                "nothing that encode returns was computed in the loss; give encode as a module or "
+                "method that the loss calls, such as model.encode, or a loss(images, encoded, "
+                "decoded)"
+            )
+        return told._replace(mu=found[0], spread=found[1])
+
+    def _check_way(self, seen: Pass) -> None:
+        """Refuse to judge a loss that does not go through what was found of encode in it."""
+        results = list(seen.encoded[:2])
+        around = goes_around([seen.loss], results, stop=[*results, *_outputs(seen)])
+        if around or goes_around(list(seen.z), results, stop=results):
+            raise NotChecked(
+                "the loss uses what encode computes in other ways than through what it returns; "
+                "let encode return what the loss makes its KL and z from"
+            )
+
+    def _seen(self, encoded: Encoded, decodings: Sequence[Call], loss: Tensor, drawn: bool) -> Pass:
+        if len(encoded.mu) != self.n:
+            raise NotChecked("the loss encodes something other than the images")
+        layouts = [_layout(call.argument, encoded.mu) for call in decodings]
+        shape = encoded.mu.shape
+        zs = [
+            layout.by_draw(call.argument, self.n).reshape(layout.draws, *shape)
+            for call, layout in zip(decodings, layouts, strict=True)
+        ]
+        return Pass(encoded, zs, [self.meant(each.result) for each in decodings], loss, drawn,
+                    layouts)  # fmt: skip
 
     @cached_property
     def term(self) -> LikelihoodTerm:
@@ -358,6 +472,18 @@ class Exam:
             log_p, log_q = (summed(each.log_prob(z), DRAWS, self.n) for each in (self.p_z, q_z))
         return log_likelihood + log_p - log_q
 
+    def drawn_kl(self, kind: str) -> tuple[float, float]:
+        """KL(q(z | x) || p(z)) of an image as the average over draws, with its standard error."""
+        if kind not in self.drawn_kls:
+            q_z = self.seen.encoded.normal(kind)
+            with torch.no_grad():
+                z = q_z.sample((KL_DRAWS,))
+                log_q, log_p = (summed(d.log_prob(z), KL_DRAWS, self.n) for d in (q_z, self.p_z))
+            each = (log_q - log_p).mean(1)
+            error = (each.std() / math.sqrt(len(each))).item()
+            self.drawn_kls[kind] = each.mean().item(), error
+        return self.drawn_kls[kind]
+
     @cached_property
     def seen_log_weights(self) -> Tensor:
         """log p(x, z) - log q(z | x) of the draws inside the loss, shape (draws, n)."""
@@ -377,7 +503,7 @@ class Exam:
     def formula(self) -> bool:
         """Whether what stands beside the log-likelihood is built like a KL."""
         declared = self.seen.encoded.kind
-        return is_formula(self.seen, self.understood, [declared] if declared else KINDS)
+        return is_formula(self.seen, [declared] if declared else KINDS)
 
     @property
     def understood(self) -> LikelihoodTerm:
@@ -403,6 +529,7 @@ def _check(
     draw: Any,
     spread: Any,
     beta: Any,
+    seed: Any,
 ) -> None:
     for name, value in {"encode": encode, "decode": decode}.items():
         if not callable(value):
@@ -413,15 +540,21 @@ def _check(
     if not isinstance(images, Tensor) or images.ndim < 2 or len(images) < 2:
         raise ValueError(
             f"images: expected a tensor of two or more images, shape (n, ...), got {_kind(images)}"
+            "; give a batch of what the model is trained on"
         )
     if not images.is_floating_point():
-        raise ValueError(f"images: expected floating-point numbers, got {images.dtype}")
-    if labels is not None and (not isinstance(labels, Tensor) or len(labels) != len(images)):
+        raise ValueError(
+            f"images: expected floating-point numbers, got {images.dtype}; give what the model is "
+            "trained on, such as images.float() / 255"
+        )
+    if labels is not None and (
+        not isinstance(labels, Tensor) or labels.shape[:1] != images.shape[:1]
+    ):
         raise ValueError(
             f"labels: expected a tensor of one for each of {len(images)} images, got "
             f"{_kind(labels)}"
         )
-    known = likelihood is None or callable(likelihood) or likelihood in LIKELIHOODS
+    known = likelihood is None or callable(likelihood) or likelihood in [*LIKELIHOODS]
     if not known and not isinstance(likelihood, likelihoods.Likelihood):
         raise ValueError(
             f"likelihood: expected {', '.join(LIKELIHOODS)}, a Likelihood, a function or None, got "
@@ -431,6 +564,15 @@ def _check(
         raise ValueError(f"spread: expected {', '.join(KINDS)} or None, got {spread!r}")
     if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 < beta < math.inf:
         raise ValueError(f"beta: expected a positive number, got {beta!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed: expected a whole number from 0 to 2**63 - 1, got {seed!r}")
+    given = 1 + (labels is not None)
+    if loss is not None and required_arguments(loss, given) not in (given, 3):
+        raise ValueError(
+            f"loss: expected a function of {'images and labels' if given == 2 else 'images'}, or "
+            f"of images, encoded and decoded, got one that needs {required_arguments(loss, given)} "
+            "arguments; wrap it, as in loss=lambda x: loss_function(x, *model(x))"
+        )
 
 
 def _kind(value: Any) -> str:
@@ -442,8 +584,9 @@ def called(name: str, function: Function, *given: Any) -> Any:
     try:
         return function(*given)
     except Exception as error:
-        shapes = ", ".join(_kind(each) for each in given)
-        raise ValueError(f"{name}: raised {type(error).__name__} ({error}), given {shapes}") from (
+        shapes = ", ".join(_kind(each) for each in given) or "nothing"
+        said = str(error).strip().split("\n")[0]
+        raise ValueError(f"{name}: raised {type(error).__name__} ({said}), given {shapes}") from (
             error
         )
 
@@ -460,6 +603,27 @@ def _number(loss: Any) -> Tensor:
             f"a dictionary or first in a tuple, got {_kind(loss)}"
         )
     return loss.sum()
+
+
+def _layout(z: Any, mu: Tensor) -> Layout:
+    """How draws stand in z: (..., n, d), (n, K, d) or (K n, d) in one of two orders."""
+    if not isinstance(z, Tensor):
+        raise NotChecked("the loss gives decode something other than a tensor")
+    n, each = len(mu), mu.numel()
+    draws = z.numel() // each
+    after = tuple(mu.shape[1:])
+    flat = z.ndim == mu.ndim
+    fits = z.numel() == draws * each and draws and tuple(z.shape[z.ndim - len(after) :]) == after
+    rows = z.shape[: z.ndim - len(after)]
+    if not fits or not (flat or rows[-1] == n or rows[0] == n):
+        raise NotChecked("the loss decodes something other than one z or K for each")
+    if draws == 1:
+        return Layout()
+    (by_mu,) = gradients(z.reshape(draws * n, -1)[:draws].sum(), [mu])
+    apart = (z.detach().reshape(n, draws, -1) - mu.detach().reshape(n, 1, -1)).square().sum()
+    other = (z.detach().reshape(draws, n, -1) - mu.detach().reshape(1, n, -1)).square().sum()
+    by_image = not by_mu[1:].any() if by_mu.any() else bool(apart < other)
+    return Layout(draws, bool(by_image), flat)
 
 
 def _outputs(seen: Pass) -> list[Tensor]:

@@ -6,8 +6,11 @@ with: all densities are torch's.
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import pairwise
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +38,14 @@ DEVIATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "var": torch.sqrt,
     "scale_tril": lambda spread: spread.diagonal(dim1=-2, dim2=-1),
 }
+
+# Under which names an encoder's outputs are had, in a dictionary or from an object.
+MEANS = ("mu", "mean", "means", "loc", "z_mean", "z_mu", "mean_z", "mu_z", "embedding")
+SPREADS = (
+    *("log_var", "logvar", "log_variance", "z_log_var", "z_logvar", "logvar_z", "log_covariance"),
+    *("log_std", "logstd", "log_sigma", "log_scale", "z_log_std", "z_log_sigma"),
+    *("std", "stddev", "sigma", "scale", "z_std", "z_sigma", "var", "variance", "z_var"),
+)
 
 # What a decoder's tensor may be.
 FAMILIES: dict[str, Callable[[Tensor], Distribution]] = {
@@ -70,12 +81,17 @@ class Encoded(NamedTuple):
         return self.kind or ("std" if bool((self.spread > 0).all()) else "log_var")
 
 
-def read_encoded(encoded: Any) -> Encoded:
-    """Mean and spread from a tuple or a distribution.
+def read_encoded(encoded: Any, places: tuple[int, int] = (0, 1)) -> Encoded:
+    """Mean and spread from a tuple, a dictionary, an object that has them, or a distribution.
+
+    Args:
+        encoded: what an encoder returned.
+        places: where mean and spread stand in a tuple.
 
     Raises:
-        ValueError: it is neither, or no diagonal Gaussian.
+        ValueError: it is none of those, or no diagonal Gaussian.
     """
+    encoded = alone(encoded)
     while isinstance(encoded, Independent):
         encoded = encoded.base_dist
     if isinstance(encoded, DiagonalGaussian):
@@ -87,11 +103,12 @@ def read_encoded(encoded: Any) -> Encoded:
         if bool((factor.tril(-1) != 0).any()):
             raise ValueError("encode: expected a diagonal Gaussian, got one with correlations")
         return Encoded(encoded.loc, factor, "scale_tril")
-    pair = tuple(encoded)[:2] if isinstance(encoded, Sequence) else ()
+    pair = _pair(encoded, places)
     if len(pair) < 2 or not all(isinstance(each, Tensor) for each in pair):
         raise ValueError(
-            "encode: expected a tuple (mu, log_var) or (mu, std), a torch Normal or a "
-            f"DiagonalGaussian, got {type(encoded).__name__}"
+            "encode: expected a tuple (mu, log_var) or (mu, std), a dictionary with such names, a "
+            f"torch Normal or a DiagonalGaussian, got {type(encoded).__name__}; if it returns "
+            "something else, give a function of the images that returns (mu, log_var)"
         )
     if pair[0].shape != pair[1].shape:
         raise ValueError(
@@ -99,6 +116,45 @@ def read_encoded(encoded: Any) -> Encoded:
             f"{tuple(pair[0].shape)} and {tuple(pair[1].shape)}"
         )
     return Encoded(pair[0], pair[1], None)
+
+
+def alone(value: Any) -> Any:
+    """What a tuple, a list or a dictionary of one holds; any other value as it is."""
+    while isinstance(value, tuple | list | Mapping) and len(value) == 1:
+        (value,) = value.values() if isinstance(value, Mapping) else value
+    return value
+
+
+def _pair(encoded: Any, places: tuple[int, int]) -> tuple[Any, ...]:
+    """What may be mean and spread."""
+    if isinstance(encoded, Sequence) and not isinstance(encoded, str):
+        return tuple(encoded[each] for each in places if each < len(encoded))
+    if isinstance(encoded, Tensor | Distribution):
+        return ()
+    held = dict(encoded) if isinstance(encoded, Mapping) else {
+        name: getattr(encoded, name, None) for name in (*MEANS, *SPREADS)
+    }  # fmt: skip
+    first = [next((held[n] for n in names if isinstance(held.get(n), Tensor)), None)
+             for names in (MEANS, SPREADS)]  # fmt: skip
+    return tuple(each for each in first if each is not None)
+
+
+def mean_and_spread(encoded: Sequence[Any], again: Sequence[Any]) -> tuple[int, int]:
+    """Where mean and spread stand in a tuple that also has a draw of z, perhaps the first of all.
+
+    Args:
+        encoded, again: what the encoder returned for the same images at two times.
+    """
+    tensors = [i for i, each in enumerate(encoded) if isinstance(each, Tensor)]
+    fixed = [i for i in tensors if torch.equal(encoded[i], again[i])]
+    # Without noise z is the mean that follows it.
+    apart = [
+        i for i, j in pairwise([*fixed, -1]) if j < 0 or not torch.equal(encoded[i], encoded[j])
+    ]
+    for i, j in (*pairwise(apart), *pairwise(fixed)):
+        if encoded[i].shape == encoded[j].shape:
+            return i, j
+    return 0, 1
 
 
 class OwnPrior(Distribution):
@@ -156,6 +212,8 @@ def read_prior(prior: Any, like: Tensor) -> Distribution:
     if isinstance(prior, DiagonalGaussian):
         return Normal(prior.mu, prior.sigma)
     if isinstance(prior, Distribution):
+        prior = copy.copy(prior)
+        prior._validate_args = False  # outside its support the density is 0, not an error
         return prior
     if not is_prior(prior):
         raise ValueError(
@@ -167,7 +225,28 @@ def read_prior(prior: Any, like: Tensor) -> Distribution:
 
 def is_prior(prior: Any) -> bool:
     """Whether an object can be drawn from and has a log-density."""
-    return all(callable(getattr(prior, name, None)) for name in ("sample", "log_prob"))
+    named = all(callable(getattr(prior, name, None)) for name in ("sample", "log_prob"))
+    return named and not inspect.isclass(prior)
+
+
+def fitting(prior: Any, mu: Tensor) -> Any:
+    """A distribution of torch's over z, even if it was given for one unit: N(0, 1) for N(0, I).
+
+    Args:
+        prior: it is returned as it is, if it is something else.
+        mu: z of each image, shape (n, ...).
+
+    Raises:
+        ValueError: it is a distribution over something of another shape.
+    """
+    if not isinstance(prior, Distribution):
+        return prior
+    shape, one = prior.batch_shape + prior.event_shape, mu.shape[1:]
+    if shape not in (one, mu.shape) and (prior.event_shape or shape not in ((), (1,))):
+        raise ValueError(
+            f"prior: expected a distribution of z, shape {tuple(one)}, got shape {tuple(shape)}"
+        )
+    return prior if shape in (one, mu.shape) else prior.expand(one)
 
 
 def read_decoded(decoded: Any, family: str, n: int, pixels: int) -> Distribution:
@@ -229,22 +308,35 @@ class Call(NamedTuple):
     result: Any
 
 
+Memory = Callable[[Any, Sequence[Call]], Any]  # a result and the calls before -> what to return
+
+
 @contextmanager
-def watched(function: Function) -> Iterator[list[Call]]:
+def watched(function: Function, memory: Memory = lambda result, _: result) -> Iterator[list[Call]]:
     """The calls that are made of a module or a method while the block runs, by whomever.
 
     Other functions cannot be watched: whoever holds one calls it itself.
+
+    Args:
+        function: the module or method.
+        memory: what is returned in place of a result, from it and the calls before.
     """
     calls: list[Call] = []
+
+    def heard(given: tuple[Any, ...], named: dict[str, Any], result: Any) -> Any:
+        result = memory(result, calls)
+        calls.append(Call(next(iter((*given, *named.values())), None), result))
+        return result
+
     with ExitStack() as stack:
         owner = getattr(function, "__self__", None)
         if isinstance(function, nn.Module):
             hook = function.register_forward_hook(
-                lambda _, given, result: calls.append(Call(given[0] if given else None, result))
+                lambda _, given, named, result: heard(given, named, result), with_kwargs=True
             )
             stack.callback(hook.remove)
         elif name := _name_in(owner, function):
-            _intercept(stack, owner, name, calls)
+            _intercept(stack, owner, name, heard)
         yield calls
 
 
@@ -258,15 +350,12 @@ def _name_in(owner: object, function: Function) -> str | None:
     return next(iter([*own, *(n for each in held for n, v in each.items() if v is wanted)]), None)
 
 
-def _intercept(stack: ExitStack, owner: object, name: str, calls: list[Call]) -> None:
+def _intercept(stack: ExitStack, owner: object, name: str, heard: Callable[..., Any]) -> None:
     """An attribute of the object stands before the method of its class."""
     function, before = getattr(owner, name), vars(owner).get(name)
 
     def spy(*args: Any, **kwargs: Any) -> Any:
-        result = function(*args, **kwargs)
-        given = args or tuple(kwargs.values())
-        calls.append(Call(given[0], result))
-        return result
+        return heard(args, kwargs, function(*args, **kwargs))
 
     object.__setattr__(owner, name, spy)
     if before is None:
@@ -276,12 +365,34 @@ def _intercept(stack: ExitStack, owner: object, name: str, calls: list[Call]) ->
 
 
 def modules_of(*functions: Any) -> list[nn.Module]:
-    """The modules that functions are, or are methods of."""
-    owners = [
-        each if isinstance(each, nn.Module) else getattr(each, "__self__", None)
-        for each in functions
-    ]
-    return list({id(each): each for each in owners if isinstance(each, nn.Module)}.values())
+    """The modules that functions are, are methods of, or use."""
+    found: dict[int, nn.Module] = {}
+    for function in functions:
+        owner = getattr(function, "__self__", None)
+        held = [function, owner, *_used_by(function)]
+        if not isinstance(owner, nn.Module) and not isinstance(function, nn.Module):
+            held += [*getattr(owner, "__dict__", {}).values()]
+        found |= {id(each): each for each in held if isinstance(each, nn.Module)}
+    return list(found.values())
+
+
+def _used_by(function: Any) -> list[Any]:
+    """What a function holds, or names: a lambda in a script speaks of the model by its name."""
+    if isinstance(function, partial):
+        inside = function.func
+        held = [inside, getattr(inside, "__self__", None), *_used_by(inside)]
+        return [*held, *function.args, *function.keywords.values()]
+    function = getattr(function, "__func__", function)
+    if not inspect.isfunction(function):
+        return [*getattr(function, "__dict__", {}).values()] if callable(function) else []
+    try:
+        used = inspect.getclosurevars(function)
+    except ValueError:  # a name that has no value yet
+        return []
+    held = [*used.nonlocals.values(), *used.globals.values()]
+    plain = [each for each in held if not isinstance(each, type | ModuleType | nn.Module)]
+    inner = [part for each in plain for part in getattr(each, "__dict__", {}).values()]
+    return held + inner + [getattr(each, "__self__", None) for each in held]
 
 
 @contextmanager
@@ -303,11 +414,15 @@ def mode(modules: Sequence[nn.Module], training: bool) -> Iterator[None]:
             part._buffers.update(own)
 
 
-def required_arguments(function: Function) -> int:
-    """How many positional arguments a function has to be given."""
+def required_arguments(function: Function, given: int) -> int:
+    """How many positional arguments a function has to be given; ``given``, if so many will do."""
     called = function.forward if isinstance(function, nn.Module) else function
+    try:
+        parameters = inspect.signature(called).parameters.values()
+    except ValueError:  # one that is not written in Python
+        return given
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(
-        each.kind in positional and each.default is inspect.Parameter.empty
-        for each in inspect.signature(called).parameters.values()
-    )
+    taken = [each for each in parameters if each.kind in positional]
+    needed = sum(each.default is inspect.Parameter.empty for each in taken)
+    more = any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters)
+    return given if needed <= given and (more or given <= len(taken)) else needed

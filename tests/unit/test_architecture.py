@@ -16,7 +16,7 @@ LAYERS = [
     {"divergences", "folders", "gradient_estimators", "tally", "toy_images"},
     {"distributions"},
     {"bayes", "data", "linear_gaussian", "patient"},
-    {"loss_terms", "models"},
+    {"loss_terms", "models", "traces"},
     {"bounds", "exam", "linear_vae"},
     {"checkpoints", "coding", "doctor", "evaluation", "objectives"},
     {"annealing", "budget", "training"},

@@ -525,6 +525,12 @@ def make_vae():
 def makes_nothing():
     return None
 
+def raises():
+    return 1 / 0
+
+def takes_one(epochs):
+    return make_vae()
+
 def makes_something_else():
     return {"encode": Model().encode, "model": Model()}
 """
@@ -559,13 +565,19 @@ def test_doctor_ends_with_code_1_where_it_finds_a_fault(own_module, capsys):
     [
         ("my_own", "make_vae: expected my_module:make_vae, got 'my_own'"),
         ("no_such:make_vae", "no_such:make_vae: No module named 'no_such'; is it in this folder"),
-        ("my_own:make", "my_own:make: module 'my_own' has no attribute 'make'"),
+        ("my_own:make", "my_own:make: AttributeError (module 'my_own' has no attribute 'make')"),
+        ("my_own.py:make_vae", "make_vae: expected my_module:make_vae, got 'my_own.py:"),
+        ("./my_own:make_vae", "make_vae: expected my_module:make_vae, got './my_own:"),
+        ("broken_own:make_vae", "broken_own:make_vae: ZeroDivisionError (division by zero)"),
+        ("my_own:raises", "my_own:raises: it raised ZeroDivisionError (division by zero)"),
+        ("my_own:takes_one", "my_own:takes_one: it raised TypeError (takes_one() missing 1"),
         ("my_own:makes_nothing", "my_own:makes_nothing: expected a function that returns a dict"),
         ("my_own:makes_something_else", "my_own:makes_something_else: expected the arguments of"),
     ],
 )
-def test_doctor_says_what_it_wanted(own_module, capsys, where, message):
+def test_doctor_says_what_it_wanted(own_module, tmp_path, capsys, where, message):
     own_module("1")
+    (tmp_path / "broken_own.py").write_text("1 / 0")
     assert refused(capsys, ["doctor", where]).startswith(f"vae_book: error: {message}")
 
 
