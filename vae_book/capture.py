@@ -1,11 +1,12 @@
 """Training steps that a GPU repeats without Python: a step as a CUDA graph (chapter 14).
 
-A step of a small model is about a hundred kernels of a few microseconds each, and Python takes longer
-to start one than a GPU to run it. A CUDA graph is their recording, started as a whole.
+A step of a small model consists of many short kernels, the programs of a GPU, and Python may take
+longer to start one than the GPU to run it. A CUDA graph is a recording of them, started as a whole.
 
-A recording holds kernels with the addresses and the numbers that they were started with. So each batch
-is copied to where that of the recording was, and a step is recorded anew after a change of what else is
-fixed: Python's numbers, such as the step size, and the places of the weights. Recording runs no kernel.
+A recording holds the kernels with the addresses and the numbers that they were started with. So
+each batch is copied to where that of the recording was, and a step is recorded anew after a change
+of what else is fixed: Python's numbers, such as the step size, and the places of the weights. While
+a step is recorded no kernel runs.
 """
 
 import warnings

