@@ -6,6 +6,7 @@ operations on the same tensors, whatever Python's variables have become since.
 """
 
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -225,7 +226,8 @@ class Case:
 
     def start(self, device):
         """The model, and images for it."""
-        model = tiny(self.kind, **(self.model or {})).to(device, self.dtype)
+        options = deepcopy(self.model or {})  # a likelihood may have weights of its own
+        model = tiny(self.kind, **options).to(device, self.dtype)
         data = gray(dtype=self.dtype)
         data = quadrants(data) if self.kind is CompletionVAE else data
         told = None if data.told is None else data.told.to(device)
@@ -345,7 +347,7 @@ def test_what_a_callback_does_to_the_model_is_respected(change, captures, record
 
 def test_losses_are_infinite_in_both_ways(recorder):
     for recorded in (False, True):
-        with pytest.raises(ValueError, match="^lr: the loss of epoch 1 "):
+        with pytest.raises(ValueError, match=r"^lr: the loss of epoch \d "):
             fit(tiny(), gray(), epochs=2, capture=recorded, **{**SETTINGS, "lr": 1e20})
     assert recorder.replays
 
