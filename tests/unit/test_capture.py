@@ -6,17 +6,17 @@ operations on the same tensors, whatever Python's variables have become since.
 """
 
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import partial
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vae_book import capture, parallel
+from vae_book import capture, parallel, training
 from vae_book.capture import WARM_UP, CapturedStep, CudaGraph, captured_step
 from vae_book.checkpoints import read_checkpoint
 from vae_book.images import Images, quadrants
@@ -224,10 +224,16 @@ class Case:
         held_out = None if settings.get("resample") else data[:6]
         return model, fit(model, data, **{"epochs": 5, "held_out": held_out, **settings, **options})
 
+    def untrained(self):
+        """The model; a likelihood is made anew, as it may have weights of its own."""
+        options = {**(self.model or {})}
+        if "likelihood" in options:
+            options["likelihood"] = options["likelihood"]()
+        return tiny(self.kind, **options)
+
     def start(self, device):
         """The model, and images for it."""
-        options = deepcopy(self.model or {})  # a likelihood may have weights of its own
-        model = tiny(self.kind, **options).to(device, self.dtype)
+        model = self.untrained().to(device, self.dtype)
         data = gray(dtype=self.dtype)
         data = quadrants(data) if self.kind is CompletionVAE else data
         told = None if data.told is None else data.told.to(device)
@@ -253,6 +259,20 @@ class Reading(Bernoulli):
         return super().pixel_log_prob(x, params)
 
 
+class Made(Bernoulli):
+    """A likelihood that sends a number to the device in each step."""
+
+    def pixel_log_prob(self, x, params):
+        return super().pixel_log_prob(x, params) * params.new_tensor([1.0])
+
+
+class Fetched(Bernoulli):
+    """A likelihood that computes on the CPU."""
+
+    def pixel_log_prob(self, x, params):
+        return super().pixel_log_prob(x, params).cpu().to(params.device)
+
+
 class Rising(Objective):
     """An objective of one's own, which uses the epoch in its own way."""
 
@@ -272,17 +292,17 @@ CASES = {
     "draws": Case(settings={"n_samples": 3}),
     "iwae": Case(settings={"n_samples": 3, "objective": Objective(bound="iwae")}),
     "iwae-dreg": Case(settings={"n_samples": 3, "objective": Objective(bound="iwae-dreg")}),
-    "resample": Case(settings={"resample": True}, model={"likelihood": Bernoulli()}),
-    "resample, CVAE": Case(CVAE, {"resample": True}, model={"likelihood": Bernoulli()}),
+    "resample": Case(settings={"resample": True}, model={"likelihood": Bernoulli}),
+    "resample, CVAE": Case(CVAE, {"resample": True}, model={"likelihood": Bernoulli}),
     "later_lr": Case(settings={"later_lr": ((2, 1e-3), (4, 1e-4))}, captures=3),
     "warm_up": Case(settings={"objective": Objective(beta=2.0, warm_up=3)}, captures=4),
     "one's own": Case(settings={"objective": Rising()}, captures=5),
     "free nats": Case(settings={"objective": Objective(free_nats=0.055)}),
     "naive": Case(settings={"objective": Objective(penalty="naive")}),
-    "ContinuousBernoulli": Case(model={"likelihood": ContinuousBernoulli()}),
-    "Gaussian": Case(model={"likelihood": Gaussian(0.5)}),
-    "Gaussian, shared": Case(model={"likelihood": Gaussian(0.5, "shared")}),
-    "Gaussian, pixel": Case(model={"likelihood": Gaussian(0.5, "pixel")}),
+    "ContinuousBernoulli": Case(model={"likelihood": ContinuousBernoulli}),
+    "Gaussian": Case(model={"likelihood": partial(Gaussian, 0.5)}),
+    "Gaussian, shared": Case(model={"likelihood": partial(Gaussian, 0.5, "shared")}),
+    "Gaussian, pixel": Case(model={"likelihood": partial(Gaussian, 0.5, "pixel")}),
     "one batch": Case(settings={"batch_size": 100}),
 }
 
@@ -374,6 +394,52 @@ def test_nothing_is_read_back_within_an_epoch(name, recorded):
     assert graph.captures == recorded
 
 
+class NoCrossing(TorchDispatchMode):
+    """Refuses copies from one device to another."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        devices = {each.device.type for each in tensors((args, result))}
+        if len(devices) > 1 and "copy" in operation.__name__:
+            raise RuntimeError(f"{operation} copies to another device")
+        return result
+
+
+def pretended_step(case, monkeypatch):
+    """A forward pass on tensors without numbers that say that they are on a GPU.
+
+    They refuse to tell a number, and to be mixed with tensors of the CPU. The engine that goes
+    backwards would look for the GPU.
+    """
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda model, **memory_format: model)
+    settings = Settings(**{**SETTINGS, **(case.settings or {})})
+    with FakeTensorMode(), torch.device("cuda"):
+        model = case.untrained()
+        x = torch.empty(4, *model.image_shape)
+        eps = torch.empty(*[3] * (settings.n_samples == 3), 4, 3)
+        y = torch.zeros(4, dtype=torch.int64) if case.kind is CVAE else None
+        y = torch.empty(4, *model.seen_shape) if case.kind is CompletionVAE else y
+        batch = training.Batch(x, y, eps, 0.25)
+        optimizer = torch.optim.Adam(model.parameters())  # without gradients it does nothing
+        with NoCrossing():
+            return train_epoch(model, iter([batch]), optimizer, settings, 1)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "float" not in name])
+def test_a_step_stays_on_its_device(name, monkeypatch):
+    assert pretended_step(CASES[name], monkeypatch).device.type == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [(Reading, "_local_scalar"), (Made, "copies"), (Fetched, "copies")]
+)
+def test_the_pretended_gpu_notices_a_step_that_leaves_it(kind, message, monkeypatch):
+    case = Case(model={"likelihood": partial(kind, relaxed=True)})
+    with pytest.raises(RuntimeError, match=message):
+        pretended_step(case, monkeypatch)
+
+
 def test_labels_are_embedded_once_a_step(monkeypatch):
     calls = []
     arange = torch.arange
@@ -418,7 +484,7 @@ def test_the_first_of_two_errors_is_the_reason(plain, recorder):
 
 
 def test_a_step_that_reads_from_the_device_is_not_recorded(recorder):
-    case = Case(model={"likelihood": Reading(relaxed=True)})
+    case = Case(model={"likelihood": partial(Reading, relaxed=True)})
     plain = case.run(capture=False)
     with pytest.warns(RuntimeWarning, match=NOTE + "a step aten._local_scalar_dense") as told:
         same_as(plain, case.run())
@@ -495,7 +561,7 @@ def test_a_gpu_is_not_waited_for_within_an_epoch(name, recorded):
 
 @needs_cuda
 def test_a_step_that_reads_from_a_gpu_is_told_and_taken_from_python():
-    case = Case(model={"likelihood": Reading(relaxed=True)})
+    case = Case(model={"likelihood": partial(Reading, relaxed=True)})
     with pytest.warns(RuntimeWarning, match=NOTE + "a step called a synchronizing"):
         model, _ = case.run("cuda")
     plain, _ = case.run("cuda", capture=False)
