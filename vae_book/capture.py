@@ -33,7 +33,8 @@ class CudaGraph:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.stream, self.graph = torch.cuda.Stream(device), None
+        self.stream = torch.cuda.Stream(device)
+        self.graph: Any = None  # a torch.cuda.CUDAGraph, once there is a recording
 
     @contextmanager
     def beside(self) -> Iterator[None]:
@@ -65,7 +66,8 @@ class CudaGraph:
 
     def capture(self, work: Callable[[], object]) -> None:
         """Record the kernels that ``work`` starts, in place of running them."""
-        self.graph, graph = None, torch.cuda.CUDAGraph()
+        self.graph = None  # frees the memory of the one before
+        graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             work()
         self.graph = graph
