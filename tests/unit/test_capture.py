@@ -5,6 +5,7 @@ step with the tensors and numbers that it got, undoes what the step has done, an
 operations on the same tensors, whatever Python's variables have become since.
 """
 
+import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vae_book import capture, parallel, training
-from vae_book.capture import WARM_UP, CapturedStep, CudaGraph, captured_step
+from vae_book.capture import WAITS, WARM_UP, CapturedStep, CudaGraph, captured_step
 from vae_book.checkpoints import read_checkpoint
 from vae_book.images import Images, quadrants
 from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
@@ -513,6 +514,38 @@ def test_several_processes_take_their_steps_from_python(recorder, monkeypatch):
 def test_a_device_without_graphs_is_no_news():
     model = tiny()
     assert captured_step(model, torch.optim.Adam(model.parameters())) is None
+
+
+def test_what_torch_says_about_waiting_is_collected(monkeypatch):
+    modes = [0]
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    graph = CudaGraph.__new__(CudaGraph)
+    with graph.watched() as waits:
+        warnings.warn(f"{WAITS} (Triggered internally)", UserWarning, stacklevel=1)
+        warnings.warn("something else", UserWarning, stacklevel=1)
+        assert modes[-1] == "warn"
+    assert (waits, modes) == ([WAITS], [0, "warn", 0])
+
+
+def test_a_recording_that_failed_is_not_kept(monkeypatch):
+    """Nor is the one before, which was of something else."""
+    graph, streams = CudaGraph.__new__(CudaGraph), []
+    graph.stream, graph.graph = "a stream", None
+
+    @contextmanager
+    def recording(into, stream, capture_error_mode):
+        streams.append(stream)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    graph.capture(lambda: None)
+    assert graph.graph is not None
+    with pytest.raises(ZeroDivisionError):
+        graph.capture(lambda: 1 / 0)
+    assert graph.graph is None
+    assert streams == ["a stream"] * 2
 
 
 # On a GPU -----------------------------------------------------------------------------------------
