@@ -2,7 +2,9 @@
 
 The loops are those of `contestants.py`: the classic script of most tutorials, the library pythae, a
 bare loop without checks or histories, and the floor, the network's matrix products alone. Each runs
-in a process of its own; they take turns, an epoch each. The first epoch of each is left out.
+in a process of its own; they take turns, an epoch each. The first epoch of each is left out. On a
+CUDA device `fit` replays its steps as a CUDA graph, the others start theirs from Python; this has
+not been measured on a GPU.
 
     make benchmark                                    the fully connected VAE
     python benchmarks/throughput.py --network conv    another: conv or cvae

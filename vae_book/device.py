@@ -108,4 +108,14 @@ def standard_normal(
         ValueError: a size is negative or not whole.
     """
     shape = [whole_number("shape", size, least=0) for size in shape]
-    return torch.randn(*shape, generator=generator).to(device)
+    return sent(torch.randn(*shape, generator=generator), device)
+
+
+def sent(values: Tensor, device: torch.device | str) -> Tensor:
+    """Numbers of the CPU on ``device``; a CUDA device fetches them while the CPU goes on.
+
+    It can do so from pinned memory, which the operating system leaves where it is.
+    """
+    if torch.device(device).type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)

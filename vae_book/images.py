@@ -11,6 +11,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from vae_book.checks import is_trusted
+from vae_book.device import sent
 
 
 class DataError(RuntimeError):
@@ -127,7 +128,7 @@ def binarize(
     """
     if not is_trusted():
         _within("images", images, 1.0)
-    uniform = torch.rand(images.shape, generator=generator).to(images.device)
+    uniform = sent(torch.rand(images.shape, generator=generator), images.device)
     return (uniform < images).to(images.dtype)
 
 

@@ -260,12 +260,12 @@ class Gaussian(nn.Module, Likelihood):
         """The logarithm of each pixel's variance, a tensor that broadcasts to the images."""
         log_unit = 2 * math.log(self.sigma)
         if self.variance == "fixed":
-            return params.new_tensor(log_unit)
+            return params.new_full((), log_unit)  # new_tensor would wait for the device
         raw = self.shared if self.variance == "shared" else _halves(params)[1]
         if self.min_sigma == 0:
             return log_unit + raw
         # Variances of independent noise add up; this is the logarithm of their sum.
-        floor = raw.new_tensor(2 * math.log(self.min_sigma))
+        floor = raw.new_full((), 2 * math.log(self.min_sigma))
         return torch.logaddexp(log_unit + raw, floor)
 
     @numeric

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from vae_book.checks import is_trusted, last_axis, numeric, whole_number
 from vae_book.distributions import DiagonalGaussian, Distribution
@@ -433,6 +432,8 @@ class CVAE(ConditionalVAE):
 
     def embed(self, y: Tensor | None) -> Float[Tensor, "... classes"]:
         """One number for each class; all but that of y are 0."""
+        if is_trusted() and isinstance(y, Tensor) and y.is_floating_point():
+            return y  # `forward` has done it
         if (
             not isinstance(y, Tensor)
             or y.dtype == torch.bool
@@ -445,7 +446,18 @@ class CVAE(ConditionalVAE):
             raise ValueError(
                 f"y: expected labels from 0 to {self.classes - 1}, got {outside[0].item()}"
             )
-        return one_hot(y, self.classes).to(self.weight)
+        # Unlike one_hot, which looks at the labels again on some devices.
+        classes = torch.arange(self.classes, device=y.device)
+        return (y.unsqueeze(-1) == classes).to(self.weight)
+
+    def forward(
+        self,
+        x: Float[Tensor, "*batch channels height width"],
+        eps: Float[Tensor, "*sample d"],
+        y: Tensor | None = None,
+    ) -> Pass:
+        """As for `VAE`; labels that have been checked are embedded once for all three methods."""
+        return super().forward(x, eps, self.embed(y) if is_trusted() else y)
 
     def sample(
         self,

@@ -72,6 +72,11 @@ class Objective:
         """The weight of the penalty in an epoch, counted from 0."""
         return self.beta * min(1.0, epoch / self.warm_up) if self.warm_up else self.beta
 
+    def numbers(self, epoch: int) -> object:
+        """What of an epoch the loss depends on; losses with equal numbers are one function."""
+        # One's own objective may use the epoch in another way.
+        return self.weight(epoch) if type(self) is Objective else epoch
+
     def loss(
         self, x: Float[Tensor, "n channels height width"], made: Pass, terms: Elbo, epoch: int = 0
     ) -> Float[Tensor, " n"]:

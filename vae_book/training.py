@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vae_book import parallel
 from vae_book.bounds import elbo_terms
+from vae_book.capture import captured_step
 from vae_book.checkpoints import read_checkpoint, rehearse_checkpoint, write_checkpoint
 from vae_book.checks import trusted, whole_number
-from vae_book.device import describe, seeded, standard_normal
+from vae_book.device import describe, seeded, sent, standard_normal
 from vae_book.evaluation import average_elbo
 from vae_book.history import History
 from vae_book.images import Images, binarize
@@ -111,6 +113,7 @@ def fit(
     held_out: Images | None = None,
     checkpoint: Path | str | None = None,
     resume: bool = False,
+    capture: bool = True,
     on_epoch: Callable[[History], None] | None = None,
     **settings: Any,
 ) -> History:
@@ -119,7 +122,9 @@ def fit(
     Equation ``eq-loss``; Kingma and Welling (2014), algorithm 1. The noise comes from the CPU, a
     stream of its own for each epoch, so that a seed means the same run on every device. Under
     ``torchrun`` each process takes its share of every batch, and the result is that of one
-    process with the same ``batch_size``. Both hold up to rounding, which grows in training.
+    process with the same ``batch_size``. Both hold up to rounding, which grows in training. On a
+    CUDA device steps are replayed as a graph, see `vae_book.capture`, and the CPU waits for the
+    device at the end of an epoch only. This has not been measured on a GPU.
 
     Args:
         model: the model, on the device where it is to be trained.
@@ -129,6 +134,8 @@ def fit(
         checkpoint: a file to write after each epoch.
         resume: go on from ``checkpoint`` if it exists, else start; the weights end up as if the
             run had never stopped.
+        capture: False starts each step from Python on a CUDA device, too, for a model that changes
+            by itself what it does.
         on_epoch: called after each epoch, in the main process.
         settings: ``lr=1e-3``, ``batch_size=128`` and the others of `Settings`; None is the default.
 
@@ -155,13 +162,16 @@ def fit(
     if checkpoint and history.epochs < epochs and parallel.is_main():
         rehearse_checkpoint(checkpoint, model)
     replica = DistributedDataParallel(model) if parallel.world_size() > 1 else model
+    captured = captured_step(model, optimizer) if capture else None
     for epoch in range(history.epochs, epochs):
         with advice(chosen, epoch):
             start, parts = time.perf_counter(), batches(model, data, chosen, epoch)
             for group in optimizer.param_groups:
                 group["lr"] = chosen.lr_of(epoch)
-            totals = parallel.summed(train_epoch(replica, parts, optimizer, chosen, epoch))
-            reconstruction, kl, loss = (totals / len(data)).tolist()
+            step = partial(train_epoch, replica, optimizer=optimizer, settings=chosen, epoch=epoch)
+            numbers = chosen.objective.numbers(epoch)
+            totals = captured.epoch(step, parts, numbers) if captured else step(parts)
+            reconstruction, kl, loss = (parallel.summed(totals) / len(data)).tolist()
             history.seconds.append(time.perf_counter() - start)
             history.reconstruction.append(reconstruction)
             history.kl.append(kl)
@@ -215,7 +225,7 @@ def train_epoch(
 
     This is the loop of chapter 8.
     """
-    totals = torch.zeros(3)
+    totals = torch.zeros(3, device=next(model.parameters()).device)
     with trusted(), torch.enable_grad():  # check_fit has looked at all of the data
         for x, y, eps, weight in batches:
             with autocast(x.device, settings.precision):
@@ -227,7 +237,7 @@ def train_epoch(
             optimizer.step()
             torch.clear_autocast_cache()  # inside autocast, of weights as they were before the step
             sums = torch.stack([-terms.log_likelihood.sum(), terms.kl.sum(), loss]).detach()
-            totals = totals.to(sums.device) + sums
+            totals = totals + sums
     return totals
 
 
@@ -239,7 +249,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 def batches(model: VAE, data: Images, settings: Settings, epoch: int) -> Iterator[Batch]:
     """The batches of an epoch, in random order; of each, the share of this process."""
     generator, device = seeded(settings.seed, epoch), data.images.device
-    order = torch.randperm(len(data), generator=generator).to(device)
+    order = sent(torch.randperm(len(data), generator=generator), device)
     eps = standard_normal((settings.n_samples, len(data), model.latent), generator, device)
     told, size = model.told(data), settings.batch_size
     # Each process takes every world_size-th image of a batch. DistributedDataParallel averages the

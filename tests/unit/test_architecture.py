@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 MODULES = {path.stem: path for path in (ROOT / "vae_book").glob("*.py")}
 LAYERS = [
     {"checks", "deprecated", "files", "parallel", "prior_density", "protocol", "report"},
-    {"device", "display"},
+    {"capture", "device", "display"},
     {"figures", "history", "images", "likelihoods", "monte_carlo", "reparameterization"},
     {"divergences", "folders", "gradient_estimators", "tally", "toy_images"},
     {"distributions"},
