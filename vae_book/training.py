@@ -24,7 +24,7 @@ from vae_book.images import Images, binarize
 from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
 from vae_book.objectives import Objective
-from vae_book.tally import fingerprint
+from vae_book.tally import digest, fingerprint
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -134,8 +134,8 @@ def fit(
 
     Raises:
         ValueError: a number is out of range, the data are on another device than the model or do
-            not fit it, a checkpoint to resume was made with other settings, or the loss has become
-            infinite or not a number.
+            not fit it, a checkpoint to resume was made with other settings, processes were given
+            different things, or the loss has become infinite or not a number.
         WriteError: the checkpoint cannot be written, found out before the first epoch where that is
             possible.
     """
@@ -147,11 +147,18 @@ def fit(
     if resume and checkpoint is None:
         raise ValueError("resume: expected a checkpoint to go on from, got none")
     shared = asdict(chosen)
-    if checkpoint:
+    if checkpoint or parallel.world_size() > 1:
         shared |= {"source": data.source, "images": fingerprint(data)}
         shared |= {"held_out": None if held_out is None else fingerprint(held_out)}
+    found = "none"
     if checkpoint and resume and Path(checkpoint).exists():
-        history = History(**read_checkpoint(checkpoint).restore(model, optimizer, shared))
+        stored = read_checkpoint(checkpoint)
+        history = History(**stored.restore(model, optimizer, shared))
+        weights = digest(stored.weights.values())
+        found = f"one of {history.epochs} epochs, weights of SHA-256 {weights}"
+    # Before the first step: processes of which one has more to do wait for each other forever.
+    # Folders may have other names on other machines.
+    parallel.check_agreed(**{**shared, "source": "", "epochs": epochs, "checkpoint": found})
     if checkpoint and history.epochs < epochs and parallel.is_main():
         rehearse_checkpoint(checkpoint, model)
     replica = DistributedDataParallel(model) if parallel.world_size() > 1 else model
