@@ -103,6 +103,7 @@ class DiagonalGaussian(Distribution):
         self, shape: tuple[int, ...], generator: torch.Generator | None = None
     ) -> Float[Tensor, "..."]:
         """Draws whose leading axes are ``shape``; their noise is drawn on the CPU."""
+        shape = whole_numbers("shape", shape, least=0)
         return self.rsample(standard_normal((*shape, self.mu.shape[-1]), generator, self.mu.device))
 
     def log_prob(self, z: Float[Tensor, "... d"]) -> Float[Tensor, "..."]:
@@ -151,6 +152,7 @@ class Mixture(Distribution):
         self, shape: tuple[int, ...], generator: torch.Generator | None = None
     ) -> Float[Tensor, "..."]:
         """Draws whose leading axes are ``shape``: first which component, then a draw of it."""
+        shape = whole_numbers("shape", shape, least=0)
         which = torch.randint(len(self.parts.mu), shape, generator=generator)
         return self.parts[which.to(self.parts.mu.device)].sample(shape, generator)
 

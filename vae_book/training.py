@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vae_book import parallel
 from vae_book.bounds import elbo_terms
 from vae_book.checkpoints import read_checkpoint, rehearse_checkpoint, write_checkpoint
-from vae_book.checks import trusted, whole_number
+from vae_book.checks import real_number, trusted, whole_number
 from vae_book.device import describe, seeded, standard_normal
 from vae_book.evaluation import average_elbo
 from vae_book.history import History
@@ -65,10 +65,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision: expected 'float32' or 'bfloat16', got {self.precision!r}")
-        later = tuple((whole_number("later_lr", at), float(lr)) for at, lr in self.later_lr)
+        later = _pairs(self.later_lr)
         sizes = [("later_lr", lr) for _, lr in later]
         for name, size in [("lr", self.lr), ("eps", self.eps), *sizes]:
-            if not 0 < size < math.inf:
+            if not 0 < real_number(name, size) < math.inf:
                 raise ValueError(f"{name}: expected a positive number, got {size}")
         # Numbers of numpy's would spoil a checkpoint.
         plain: dict[str, Any] = {
@@ -84,7 +84,18 @@ class Settings:
 
     def lr_of(self, epoch: int) -> float:
         """The step size of an epoch, counted from 0."""
+        epoch = whole_number("epoch", epoch, least=0)
         return max([(0, self.lr), *(each for each in self.later_lr if each[0] <= epoch)])[1]
+
+
+def _pairs(later_lr: Iterable[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    try:
+        pairs = [(at, lr) for at, lr in later_lr]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"later_lr: expected pairs of an epoch and a step size, got {later_lr!r:.60}"
+        ) from None
+    return tuple((whole_number("later_lr", at), real_number("later_lr", lr)) for at, lr in pairs)
 
 
 class Batch(NamedTuple):
@@ -281,7 +292,8 @@ def stream(
     """
     generator, device = seeded(settings.seed, epoch), model.weight.device
     for images, labels in loader:
-        data = Images(images.to(device), labels.to(device), "a stream", "train")
+        data = Images(images, labels, "a stream", "train")
+        data = replace(data, images=images.to(device), labels=labels.to(device))
         x = binarize(data.images, generator) if settings.resample else data.images
         model.check_images(x)
         model.likelihood.check_support(x)
