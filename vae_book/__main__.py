@@ -41,11 +41,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         parallel.when_ended(say_who_is_gone)
         try:
             getattr(commands, command)(**options)
+            sys.stdout.flush()  # or a full disk would be found out when it is too late to tell
         except KeyboardInterrupt:
             _stop("" if launched else f"stopped{again}", 130)
         except WriteError as error:
             _stop(f"error: {error}{again}", 2)
         except (ValueError, OSError, DataError) as error:
+            if isinstance(error, OSError):
+                _give_up_printing()
             _stop(f"error: {error}", 2)
         except Exception:  # a mistake in the program: with its traceback, but only once
             if parallel.world_size() > 1:
@@ -64,7 +67,7 @@ def _launch(processes: int, argv: Sequence[str], again: str) -> None:
         code, gone = parallel.launch(processes, argv)
     except KeyboardInterrupt:
         code = 130
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"vae_book: error: {error}", file=sys.stderr)
         sys.exit(2)
     if gone or code > 128:
@@ -76,6 +79,14 @@ def _launch(processes: int, argv: Sequence[str], again: str) -> None:
 def _say_who_is_gone(gone: list[str], again: str) -> None:
     said = f"error: {' and '.join(gone)} was killed or crashed" if gone else "stopped"
     print(f"\nvae_book: {said}{again}", file=sys.stderr, flush=True)
+
+
+def _give_up_printing() -> None:
+    """Let Python's end not try again to print where it is not possible."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = None  # type: ignore[assignment]  # as under pythonw
 
 
 def _stop(message: str, code: int) -> None:

@@ -120,9 +120,20 @@ def load_mnist(split: Split = "train", *args: Any, **options: Any) -> images.Ima
 
 
 def data_directory() -> Path:
-    """Where data sets are kept: ``VAE_BOOK_DATA``, else the user's cache directory."""
+    """Where data sets are kept: ``VAE_BOOK_DATA``, else the user's cache directory.
+
+    Raises:
+        ValueError: that is below a home directory which this system does not know.
+    """
     chosen = os.environ.get("VAE_BOOK_DATA")
-    return Path(chosen).expanduser() if chosen else user_cache_path("vae-book", appauthor=False)
+    folder = chosen or str(user_cache_path("vae-book", appauthor=False))
+    folder = os.path.expanduser(folder)
+    if folder.startswith("~"):  # it would become a folder of this name
+        raise ValueError(
+            f"VAE_BOOK_DATA: expected a folder, got {folder!r}, and whose home that is is not "
+            "known here; set VAE_BOOK_DATA to the whole path of a folder for data sets"
+        )
+    return Path(folder)
 
 
 def _checked_size(size: Any) -> tuple[int, int] | None:
@@ -165,9 +176,9 @@ def _sha256(*arrays: np.ndarray) -> str:
 
 def _read_cache(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """The cached digits, or None where there is no cache or it is damaged."""
-    if not path.exists():
-        return None
     try:
+        if not path.exists():
+            return None
         with path.open("rb") as file, np.load(file) as stored:
             pixels, labels = stored["pixels"], stored["labels"]
     except Exception:  # np.load raises a dozen kinds of error on a damaged file

@@ -63,9 +63,11 @@ def read_folder(
     Raises:
         ValueError: there is no picture, or none for this split; the pictures have several sizes
             and ``size`` is None; or they would not fit into memory.
-        DataError: a picture cannot be read, and which.
+        DataError: a picture cannot be read, and which; or the folder has changed since the other
+            split was read, which then no longer fits this one.
     """
     found = _find(folder)
+    _check_unchanged(folder, split, found.paths)
     pixels, animated = _read_all(found.paths, size, channels)
     classes = tuple(sorted(set(found.names)))
     labels = np.array([classes.index(name) for name in found.names])
@@ -95,6 +97,29 @@ def read_folder(
             f"differ from those of the other split; the folder holds {len(first)} different ones"
         )
     return pixels[chosen], labels[chosen], classes
+
+
+_states: dict[Path, tuple[str, set[str]]] = {}  # of each folder: its state, the splits read in it
+
+
+def _check_unchanged(folder: Path, split: str, paths: Sequence[Path]) -> None:
+    """Raise DataError if another split was read when the folder held other files.
+
+    A picture more or less moves others from one split to the other.
+    """
+    found = hashlib.sha256()
+    for path in paths:
+        facts = path.stat() if path.exists() else None
+        found.update(f"{path} {facts and (facts.st_size, facts.st_mtime_ns)}\0".encode())
+    state, read = _states.get(folder.resolve(), ("", set()))
+    now = found.hexdigest()
+    if read - {split} and state != now:
+        del _states[folder.resolve()]
+        raise DataError(
+            f"{folder} has changed since its pictures for {', '.join(sorted(read - {split}))} were "
+            "read, and the splits may share pictures now; read both splits again"
+        )
+    _states[folder.resolve()] = now, (read if state == now else set()) | {split}
 
 
 def held_out(labels: np.ndarray, same: np.ndarray) -> np.ndarray:
