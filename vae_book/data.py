@@ -26,7 +26,7 @@ from vae_book import images
 from vae_book.checks import whole_number
 from vae_book.deprecated import moved
 from vae_book.device import best_device
-from vae_book.files import replacing
+from vae_book.files import clear_up, part_name, replacing
 from vae_book.folders import held_out, padded, read_folder
 from vae_book.images import DataError
 
@@ -292,7 +292,8 @@ def _download(kind: Any) -> None:
     """Fetch the archives whole or not at all; a file that is there already stays as it is."""
     try:
         _raw(kind).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=data_directory()) as folder:
+        clear_up(data_directory())
+        with tempfile.TemporaryDirectory(dir=data_directory(), prefix=part_name()) as folder:
             kind(folder, download=True)
             for path in Path(folder).rglob("*.gz"):
                 if not (_raw(kind) / path.name).exists():

@@ -66,19 +66,31 @@ def check_writable(path: Path | str, size: int) -> None:
     with _part(path) as part:
         if path.is_dir():
             raise IsADirectoryError("it is a folder")
-        for left in path.parent.glob(f"{PART}*"):
-            if not _is_being_written(left):
-                left.unlink(missing_ok=True)
+        clear_up(path.parent)
         with part.open("wb") as rehearsal:
             rehearsal.write(bytes(size))
             rehearsal.flush()
             os.fsync(rehearsal.fileno())
 
 
+def clear_up(folder: Path) -> None:
+    """Delete what writers in a folder left when they were killed."""
+    for left in [each for each in folder.glob(f"{PART}*") if not _is_being_written(each)]:
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def part_name() -> str:
+    """How the name of a file or folder begins that is not whole yet: with who is at it."""
+    return f"{PART}{os.getpid()}-{_host()}-{secrets.token_hex(8)}-"
+
+
 @contextmanager
 def _part(path: Path) -> Iterator[Path]:
     """A name for a file beside ``path`` that nobody else writes to; gone after the block."""
-    part = path.with_name(f"{PART}{os.getpid()}-{_host()}-{secrets.token_hex(8)}-{path.name}")
+    part = path.with_name(f"{part_name()}{path.name}")
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

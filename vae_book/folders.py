@@ -99,27 +99,26 @@ def read_folder(
     return pixels[chosen], labels[chosen], classes
 
 
-_states: dict[Path, tuple[str, set[str]]] = {}  # of each folder: its state, the splits read in it
+_states: dict[Path, dict[str, str]] = {}  # of each folder, when a split was last read
 
 
 def _check_unchanged(folder: Path, split: str, paths: Sequence[Path]) -> None:
-    """Raise DataError if another split was read when the folder held other files.
+    """Raise DataError if the other split was read when the folder held other files.
 
-    A picture more or less moves others from one split to the other.
+    A picture more or less moves others from one split to the other. Who reads a split again knows.
     """
-    found = hashlib.sha256()
+    now = hashlib.sha256()
     for path in paths:
         facts = path.stat() if path.exists() else None
-        found.update(f"{path} {facts and (facts.st_size, facts.st_mtime_ns)}\0".encode())
-    state, read = _states.get(folder.resolve(), ("", set()))
-    now = found.hexdigest()
-    if read - {split} and state != now:
-        del _states[folder.resolve()]
+        now.update(f"{path} {facts and (facts.st_size, facts.st_mtime_ns)}\0".encode())
+    read = _states.setdefault(folder.resolve(), {})
+    stale = [other for other, state in read.items() if state != now.hexdigest()]
+    if stale and split not in read:
         raise DataError(
-            f"{folder} has changed since its pictures for {', '.join(sorted(read - {split}))} were "
-            "read, and the splits may share pictures now; read both splits again"
+            f"{folder} has changed since its pictures for {stale[0]} were read, so that pictures "
+            f"may be in both splits now; read those for {stale[0]} again, and then these"
         )
-    _states[folder.resolve()] = now, (read if state == now else set()) | {split}
+    read[split] = now.hexdigest()
 
 
 def held_out(labels: np.ndarray, same: np.ndarray) -> np.ndarray:
