@@ -431,7 +431,8 @@ def file_facts(data: bytes) -> Facts:
     content, check = data[: -CHECKSUM.size], data[-CHECKSUM.size :]
     if not data.startswith(MAGIC):
         raise ValueError(f"data: expected a file of compress, got one that begins {data[:4]!r}")
-    if len(content) < HEADER.size or CHECKSUM.pack(zlib.crc32(content)) != check:
+    whole_words = (len(content) - HEADER.size) % (WORD // 8) == 0
+    if len(content) < HEADER.size or not whole_words or CHECKSUM.pack(zlib.crc32(content)) != check:
         raise ValueError(f"data: expected an intact file, got {len(data)} bytes that are damaged")
     _, levels, latent_bits, seed, n_images, drawn, _ = HEADER.unpack_from(content)
     if not (2 <= levels <= 256 and 1 <= latent_bits <= 16 and n_images and drawn):
@@ -459,6 +460,8 @@ def _read(data: bytes) -> Stack:
 def _check_initial_bits(stack: Stack, facts: Facts) -> None:
     """Raise CodingError unless the stack holds the initial bits again, and nothing else."""
     initial = Stack.random(facts.seed)
+    if len(stack.words) != facts.initial_bits // WORD - 1:
+        raise CodingError(f"stack: expected the initial bits, got {len(stack.words)} words")
     below = [initial.random_word() for _ in range(facts.initial_bits // WORD - 1)]
     # What was drawn first lay on top of what was drawn later.
     if (stack.state, stack.words) != (initial.state, below[::-1]):
