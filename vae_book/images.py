@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from vae_book.checks import is_trusted, numeric, whole_number
+from vae_book.checks import is_trusted, numeric, real_number
 
 
 class DataError(RuntimeError):
@@ -162,7 +162,7 @@ def quadrants(data: Images, seen: int = 1) -> Images:
         ValueError: ``seen`` is not 1, 2 or 3, or the height or width is odd.
     """
     channels, height, width = data.shape
-    if whole_number("seen", seen) > 3:
+    if real_number("seen", seen) not in (1, 2, 3):
         raise ValueError(f"seen: expected 1, 2 or 3 quarters, got {seen}")
     if height % 2 or width % 2:
         raise ValueError(

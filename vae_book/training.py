@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -291,9 +291,9 @@ def stream(
         ValueError: a batch does not fit the model.
     """
     generator, device = seeded(settings.seed, epoch), model.weight.device
-    for images, labels in loader:
+    for batch in loader:
+        images, labels = (each.to(device) if isinstance(each, Tensor) else each for each in batch)
         data = Images(images, labels, "a stream", "train")
-        data = replace(data, images=images.to(device), labels=labels.to(device))
         x = binarize(data.images, generator) if settings.resample else data.images
         model.check_images(x)
         model.likelihood.check_support(x)

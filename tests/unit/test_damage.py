@@ -25,6 +25,7 @@ from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
 
 IMAGE = (1, 2, 2)
+MOST = 2**32 - 1
 
 
 def some(n=6):
