@@ -86,7 +86,7 @@ def _give_up_printing() -> None:
     try:
         sys.stdout.flush()
     except OSError:
-        sys.stdout = None  # type: ignore[assignment]  # as under pythonw
+        sys.stdout = None  # as under pythonw
 
 
 def _stop(message: str, code: int) -> None:

@@ -196,7 +196,7 @@ def whole_numbers(name: str, values: object, least: int = 1) -> tuple[int, ...]:
         ValueError: they are no sequence of whole numbers from ``least`` on; by name.
     """
     try:
-        given = tuple(values)  # type: ignore[arg-type]  # what cannot be gone through raises
+        given: tuple[object, ...] = tuple(values)  # type: ignore[arg-type]  # or raises
     except TypeError:
         raise ValueError(f"{name}: expected several whole numbers, got {values!r:.60}") from None
     return tuple(whole_number(name, each, least) for each in given)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vae_book.checks import as_floats, numeric, same_shape
+from vae_book.checks import as_floats, numeric, same_shape, whole_numbers
 from vae_book.device import standard_normal
 from vae_book.divergences import gaussian_unit_kl
 from vae_book.reparameterization import reparameterize

@@ -330,10 +330,10 @@ def ellipses(
         for (name, (mu, factor)), (color, dashes, marker) in zip(
             factored.items(), cycle(CYCLE), strict=False
         ):
-            factor, center = (each.detach().cpu().numpy() for each in (factor, mu[:, None]))
+            spread, center = (each.detach().cpu().numpy() for each in (factor, mu[:, None]))
             for size in (1, 2):
                 label = name if size == 1 else None
-                axis.plot(*(center + size * factor @ circle), color=color, ls=dashes, label=label)
+                axis.plot(*(center + size * spread @ circle), color=color, ls=dashes, label=label)
             axis.plot(*center, marker, color=color)
         axis.set(xlabel=x_label, ylabel=y_label, aspect="equal")
         axis.legend(frameon=False, fontsize=10, loc="upper left", bbox_to_anchor=(1, 1))
