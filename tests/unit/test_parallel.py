@@ -32,7 +32,7 @@ def launch(*arguments, **environment):
         env={**os.environ, "VAE_BOOK_DEVICE": "cpu", "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -147,7 +147,7 @@ def started(folder, tmp_path):
                 stderr=said,
             )
             stack.callback(running.kill)
-            for _ in range(1200):
+            for _ in range(4800):
                 if (tmp_path / "run" / "checkpoint.pt").exists() or running.poll() is not None:
                     break
                 time.sleep(0.05)
@@ -170,7 +170,7 @@ def test_a_killed_process_is_named_once_with_how_to_go_on(
 ):
     running, out = started(LAUNCHERS[launcher]), tmp_path / "run"
     os.kill(workers_of(running)[rank], signal.SIGKILL)
-    assert running.wait(timeout=60) != 0
+    assert running.wait(timeout=120) != 0
     said = lines((tmp_path / "said").read_text())
     expected = f"vae_book: error: the process of rank {rank} was killed or crashed{AGAIN}"
     assert [line for line in said if line.startswith("vae_book: ")] == [expected]
@@ -194,7 +194,7 @@ def test_where_all_processes_are_killed_the_launcher_tells(started, tmp_path):
     for process in workers.values():
         os.kill(process, signal.SIGKILL)
     os.kill(running.pid, signal.SIGCONT)
-    assert running.wait(timeout=60) == 1
+    assert running.wait(timeout=120) == 1
     both = "the process of rank 0 and the process of rank 1"
     said = lines((tmp_path / "said").read_text())
     assert said == [f"vae_book: error: {both} was killed or crashed{AGAIN}"]
@@ -205,8 +205,8 @@ def test_processes_do_not_stay_behind_without_their_launcher(started, tmp_path):
     running = started(LAUNCHERS["--processes"])
     workers = workers_of(running)
     running.kill()
-    running.wait(timeout=60)
-    for _ in range(200):
+    running.wait(timeout=120)
+    for _ in range(1200):
         if not any(Path(f"/proc/{process}").exists() for process in workers.values()):
             break
         time.sleep(0.05)
@@ -220,7 +220,7 @@ def test_processes_do_not_stay_behind_without_their_launcher(started, tmp_path):
 def test_several_processes_stop_with_one_line(started, tmp_path, number):
     running = started(LAUNCHERS["--processes"])
     running.send_signal(number)
-    assert running.wait(timeout=60) == 128 + number
+    assert running.wait(timeout=120) == 128 + number
     assert lines((tmp_path / "said").read_text()) == [f"vae_book: stopped{AGAIN}"]
     read_checkpoint(tmp_path / "run" / "checkpoint.pt")
 
@@ -245,7 +245,7 @@ def test_what_stops_several_processes_is_one_line(folder, tmp_path, limit, more,
         env={**os.environ, "VAE_BOOK_DEVICE": "cpu"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )  # fmt: skip
     assert failed.returncode == 2
     assert len(lines(failed.stderr)) == 1, failed.stderr
