@@ -125,9 +125,11 @@ def data_directory() -> Path:
     Raises:
         ValueError: that is below a home directory which this system does not know.
     """
-    chosen = os.environ.get("VAE_BOOK_DATA")
-    folder = chosen or str(user_cache_path("vae-book", appauthor=False))
-    folder = os.path.expanduser(folder)
+    folder = os.environ.get("VAE_BOOK_DATA")
+    try:
+        folder = os.path.expanduser(folder or user_cache_path("vae-book", appauthor=False))
+    except RuntimeError:  # of platformdirs
+        folder = "~"
     if folder.startswith("~"):  # it would become a folder of this name
         raise ValueError(
             f"VAE_BOOK_DATA: expected a folder, got {folder!r}, and whose home that is is not "

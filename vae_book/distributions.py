@@ -156,6 +156,7 @@ class Mixture(Distribution):
         which = torch.randint(len(self.parts.mu), shape, generator=generator)
         return self.parts[which.to(self.parts.mu.device)].sample(shape, generator)
 
+    @numeric
     def log_prob(self, z: Float[Tensor, "... d"]) -> Float[Tensor, "..."]:
         """The log-density at z, in nats: the logarithm of a mean, of densities of whole z."""
         each = self.parts.log_prob(z.unsqueeze(-2))

@@ -82,6 +82,8 @@ class Images:
 
     def __getitem__(self, rows: Any) -> "Images":
         try:
+            if isinstance(rows, list | tuple):
+                rows = torch.tensor(rows) if rows else torch.empty(0, dtype=torch.int64)
             places = torch.atleast_1d(torch.arange(len(self), device=self.labels.device)[rows])
         except (IndexError, TypeError, ValueError, RuntimeError):
             places = torch.empty(0, 0)

@@ -117,7 +117,7 @@ DAMAGED = {
     "null": lambda text: text.replace("100.0", "null"),
     "without a field": lambda text: text.replace('"value"', '"valve"'),
     "protocol of another version": lambda text: text.replace('"split"', '"part"'),
-    "not UTF-8": lambda text: text.encode("utf-16"),
+    "not text": lambda text: bytes(range(256)),
 }
 
 
@@ -317,6 +317,10 @@ def test_a_cut_file_with_a_right_checksum_is_refused(model):
         content = data[:size]
         with pytest.raises(ValueError, match=r"^(data|model|state): expected"):
             decompress(model, content + CHECKSUM.pack(zlib.crc32(content)))
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_text_is_no_file():
     with refused("data: expected bytes, got str"):
         file_facts("VAE1")
 
