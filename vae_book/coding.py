@@ -180,13 +180,13 @@ def cumulative_counts(masses: Float[np.ndarray, "rows n"]) -> list[list[int]]:
         ValueError: a number is negative or not finite, or a row has no positive sum.
     """
     masses = real_tensor("masses", masses, torch.float64).detach().numpy()
-    cdf = masses.cumsum(axis=-1) if masses.ndim == 2 and masses.size else np.zeros((1, 1))
-    if not ((masses >= 0).all() and (cdf[:, -1] > 0).all() and np.isfinite(cdf).all()):
+    fits = masses.ndim == 2 and masses.size and np.isfinite(masses).all() and (masses >= 0).all()
+    if not fits or not (masses.sum(axis=1) > 0).all():
         raise ValueError(
             "masses: expected rows of numbers that are not negative, with a positive sum, got "
             f"{masses!r:.60}"
         )
-    n = masses.shape[1]
+    n, cdf = masses.shape[1], np.cumsum(masses, axis=1)
     ends = np.rint(cdf / cdf[:, -1:] * (TOTAL - n)).astype(np.int64) + np.arange(1, n + 1)
     return np.pad(ends, ((0, 0), (1, 0))).tolist()
 
