@@ -225,7 +225,7 @@ def _points(name: str, *x_and_y: Any) -> Points:
     drawn: list[Any] = []
     for given in x_and_y:
         if isinstance(given, Tensor):
-            given = real_tensor(name, given).detach().cpu().double().numpy()
+            given = real_tensor(name, given).detach().cpu().double()
         try:
             numbers = np.asarray(given, dtype=float)
         except (TypeError, ValueError, OverflowError):
