@@ -158,7 +158,8 @@ def started(folder, tmp_path):
 
 def lines(text):
     """All that was said but the progress bar."""
-    return [each for each in text.splitlines() if each.strip() and "epoch/s" not in each]
+    said = [each for each in text.splitlines() if each.strip()]
+    return [each for each in said if not re.search("epoch/s|s/epoch", each)]
 
 
 @needs_proc
