@@ -6,13 +6,13 @@
 book/results/ledger; a row without a file there is "not run".
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from vae_book.display import table
 from vae_book.ledger import SECTIONS, Measure, Published, Row, Section
 from vae_book.protocol import Measurement, Protocol, column_protocols, shared
+from vae_book.reproduction import read_result
 
 ROOT = Path(__file__).parents[1]
 NOT_RUN = "not run"
@@ -84,7 +84,10 @@ def line(
 
 def read(path: Path) -> dict | None:
     """What was measured of a row, or None where it was not."""
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+        return read_result(path)
+    except ValueError as error:
+        raise SystemExit(f"{error}, or put it back with git checkout") from error
 
 
 def cited(published: Published) -> str:

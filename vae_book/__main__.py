@@ -6,34 +6,49 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+LAUNCHED = "--launched"  # an option for processes that `_launch` has started
 PATIENCE = 2  # seconds in which torchrun notices that a process is gone; it looks ten times each
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; what the user can put right ends in one line and exit code 2."""
+    argv = sys.argv[1:] if argv is None else argv
     options = vars(_parser().parse_args(argv))
     command = options.pop("command")
+    processes, launched = options.pop("processes", 1), options.pop("launched", False)
+    again = "; the same command with --resume goes on after the last whole epoch"
+    again = again if command == "train" else ""
+    if command == "reproduce":
+        again = "; the same command goes on where it was"
+    if processes > 1 and not launched:
+        _launch(processes, [*argv, LAUNCHED], again)
+        return
     try:
         # Imported here, so that --help need not wait for torch.
         from vae_book import commands, parallel
         from vae_book.files import WriteError
         from vae_book.images import DataError
     except KeyboardInterrupt:
-        print("vae_book: stopped", file=sys.stderr)
+        if not launched:
+            print("vae_book: stopped", file=sys.stderr)
         sys.exit(130)
-    again = "; the same command with --resume goes on after the last whole epoch"
-    again = again if command == "train" else ""
-    if command == "reproduce":
-        again = "; the same command goes on where it was"
+
+    def say_who_is_gone(gone: list[str]) -> None:
+        if gone or not launched:
+            _say_who_is_gone(gone, again)
+
     with parallel.process_group():
-        parallel.when_ended(lambda gone: _say_who_is_gone(gone, again))
+        parallel.when_ended(say_who_is_gone)
         try:
             getattr(commands, command)(**options)
+            sys.stdout.flush()  # or a full disk would be found out when it is too late to tell
         except KeyboardInterrupt:
-            _stop(f"stopped{again}", 130)
+            _stop("" if launched else f"stopped{again}", 130)
         except WriteError as error:
             _stop(f"error: {error}{again}", 2)
         except (ValueError, OSError, DataError) as error:
+            if isinstance(error, OSError):
+                _give_up_printing()
             _stop(f"error: {error}", 2)
         except Exception:  # a mistake in the program: with its traceback, but only once
             if parallel.world_size() > 1:
@@ -43,16 +58,41 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit(1)
 
 
-def _say_who_is_gone(gone: list[int], again: str) -> None:
-    who = f"the process of rank {' and '.join(map(str, gone))} was killed or crashed"
-    said = f"error: {who}" if gone else "stopped from outside"
+def _launch(processes: int, argv: Sequence[str], again: str) -> None:
+    """Run a command in several processes; what they cannot tell themselves is told here."""
+    gone: list[str] = []
+    try:
+        from vae_book import parallel
+
+        code, gone = parallel.launch(processes, argv)
+    except KeyboardInterrupt:
+        code = 130
+    except (ValueError, OSError) as error:
+        print(f"vae_book: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if gone or code > 128:
+        _say_who_is_gone(gone, again)
+    if code:
+        sys.exit(code)
+
+
+def _say_who_is_gone(gone: list[str], again: str) -> None:
+    said = f"error: {' and '.join(gone)} was killed or crashed" if gone else "stopped"
     print(f"\nvae_book: {said}{again}", file=sys.stderr, flush=True)
+
+
+def _give_up_printing() -> None:
+    """Let Python's end not try again to print where it is not possible."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = None  # as under pythonw
 
 
 def _stop(message: str, code: int) -> None:
     from vae_book import parallel
 
-    if parallel.fails_first():
+    if parallel.fails_first() and message:
         print(f"vae_book: {message}", file=sys.stderr)
     sys.exit(code)
 
@@ -72,9 +112,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a VAE with one hidden layer by maximizing the ELBO with Adam. After "
         "each epoch the folder --out holds reconstruction_0001.png (held-out images above their "
         "reconstructions), sample_0001.png (images from the prior, always from the same z), "
-        "history.json and checkpoint.pt. Several processes train one model with "
-        "'torchrun --standalone --nproc-per-node 2 -m vae_book train ...'; add --local-addr "
-        "localhost before -m if that hangs because the machine's name does not resolve.",
+        "history.json and checkpoint.pt. Processes on several machines train one model with "
+        "'torchrun ... -m vae_book train ...'; add --local-addr localhost before -m if that hangs "
+        "because the machine's name does not resolve.",
     )
     train.add_argument(
         "--source",
@@ -105,6 +145,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--out", type=Path, default="runs/vae", help="folder to write to (default: %(default)s)"
     )
+    _number(train, "--processes", 1, "how many train the model together, each on its own GPU")
+    train.add_argument(LAUNCHED, action="store_true", help=argparse.SUPPRESS)
     train.add_argument(
         "--resume",
         action="store_true",

@@ -4,7 +4,8 @@ A chain walks from the prior to the posterior over the tempered posteriors, prop
 p(z) p(x | z)^beta with beta from 0 to 1, and its weight estimates p(x).
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vae_book.bounds import importance_weighted_bound
-from vae_book.checks import trusted, whole_number
+from vae_book.checks import as_floats, numeric, real_number, trusted, whole_number
 from vae_book.device import seeded, standard_normal
 from vae_book.evaluation import chunks
 from vae_book.images import Images
@@ -32,21 +33,25 @@ class Tempered:
     """
 
     def __init__(self, model: VAE, x: Tensor, y: Tensor | None = None) -> None:
+        (x,) = as_floats(x=x)
         model.check_images(x)
         model.likelihood.check_support(x)
         self.model, self.x, self.y, self.prior = model, x, y, model.prior(y)
 
+    @numeric
     def log_likelihood(self, z: Float[Tensor, "K n d"]) -> Float[Tensor, "K n"]:
         """log p(x | z)."""
         with trusted():  # a step too long may overflow, and is rejected then
             return self.model.decode(z, self.y).log_prob(self.x)
 
+    @numeric
     def log_density(self, z: Float[Tensor, "K n d"], beta: float) -> Float[Tensor, "K n"]:
         """The logarithm of the tempered posterior, up to a constant."""
         with trusted():
             return self.prior.log_prob(z) + beta * self.log_likelihood(z)
 
     @torch.enable_grad()
+    @numeric
     def slope(self, z: Float[Tensor, "K n d"], beta: float) -> Float[Tensor, "K n d"]:
         """Its gradient with respect to z."""
         z = z.detach().requires_grad_()
@@ -63,20 +68,28 @@ def schedule(n: int, rate: float = 4.0) -> list[float]:
         rate: the sigmoid runs from -rate to rate.
 
     Raises:
-        ValueError: n is not positive.
+        ValueError: n is not positive, or the rate is too small or too large for a sigmoid.
     """
-    n = whole_number("n", n)
+    n, rate = whole_number("n", n), real_number("rate", rate)
+    if not 0.001 <= rate <= 100:
+        raise ValueError(f"rate: expected a number from 0.001 to 100, got {rate}")
     values = torch.linspace(-rate, rate, n + 1, dtype=torch.float64).sigmoid()
     return ((values - values[0]) / (values[-1] - values[0])).tolist()
 
 
+@numeric
 def leapfrog(
-    slope: Callable[[Tensor], Tensor], z: Tensor, momentum: Tensor, step: Tensor, n_steps: int
+    slope: Callable[[Tensor], Tensor],
+    z: Float[Tensor, "*batch d"],
+    momentum: Float[Tensor, "*batch d"],
+    step: Float[Tensor, "..."],
+    n_steps: int,
 ) -> tuple[Tensor, Tensor]:
     """Motion on the log-density of that slope: nearly keeps its sum with -|momentum|^2 / 2.
 
     Neal (2011). With the momentum reversed it leads back to where it began.
     """
+    n_steps = whole_number("n_steps", n_steps)
     momentum = momentum + 0.5 * step * slope(z)
     for _ in range(n_steps - 1):
         z = z + step * momentum
@@ -86,6 +99,8 @@ def leapfrog(
 
 
 @torch.no_grad()
+@numeric
+@trusted()
 def transition(
     target: Tempered,
     z: Float[Tensor, "K n d"],
@@ -120,6 +135,7 @@ def transition(
     return torch.where((decision < accepted).unsqueeze(-1), moved, z), accepted
 
 
+@trusted()
 def step_sizes(
     target: Tempered,
     betas: list[float],
@@ -138,7 +154,11 @@ def step_sizes(
         betas: as from `schedule`.
         n_chains, n_leapfrog, generator: as for `anneal`.
     """
-    n, found = len(target.x), []
+    betas, n, found = _inverse_temperatures(betas), len(target.x), []
+    n_chains, n_leapfrog = (
+        whole_number("n_chains", n_chains),
+        whole_number("n_leapfrog", n_leapfrog),
+    )
     z = target.prior.sample((n_chains, n), generator)
     step = z.new_full((n,), 0.5)
     for beta in betas[1:]:
@@ -147,6 +167,13 @@ def step_sizes(
             step = step * (0.5 * (accepted.mean(0) - TARGET)).exp()
         found.append(step)
     return torch.stack(found)
+
+
+def _inverse_temperatures(betas: Sequence[float]) -> list[float]:
+    found = [real_number("betas", each) for each in betas] if isinstance(betas, Sequence) else []
+    if len(found) < 2 or not all(map(math.isfinite, found)):
+        raise ValueError(f"betas: expected two or more finite numbers, got {betas!r:.60}")
+    return found
 
 
 class Annealed(NamedTuple):
@@ -172,6 +199,8 @@ class Annealed(NamedTuple):
 
 
 @torch.no_grad()
+@numeric
+@trusted()
 def anneal(
     target: Tempered,
     betas: list[float],
@@ -199,11 +228,17 @@ def anneal(
             of its chains start, or one for each chain.
         generator: of all noise.
     """
-    shape = (n_chains, len(target.x))
+    betas, n_leapfrog = _inverse_temperatures(betas), whole_number("n_leapfrog", n_leapfrog)
+    shape = (whole_number("n_chains", n_chains), len(target.x))
+    if steps.shape != (len(betas) - 1, shape[1]):
+        raise ValueError(
+            f"steps: expected one for each of {len(betas) - 1} temperatures above the first and "
+            f"each of {shape[1]} images, got {tuple(steps.shape)}"
+        )
     forwards = z is None
     state = target.prior.sample(shape, generator) if z is None else z.expand(*shape, -1)
     log_weights, acceptance = state.new_zeros(shape), state.new_zeros(shape[1])
-    levels = list(zip(betas, betas[1:], steps, strict=False))
+    levels = list(zip(betas[:-1], betas[1:], steps, strict=True))
     for before, beta, step in levels if forwards else reversed(levels):
         # Forwards the weight comes first and then the move; backwards the other way round.
         if forwards:

@@ -16,7 +16,7 @@ from vae_book.bounds import (
     importance_weighted_bound,
     pass_log_weights,
 )
-from vae_book.checks import enough_draws, same_shape, whole_number
+from vae_book.checks import enough_draws, numeric, same_shape, whole_number
 from vae_book.device import seeded, standard_normal
 from vae_book.distributions import LOG_2PI, DiagonalGaussian
 from vae_book.evaluation import Protocol, chunks, posteriors, protocol
@@ -75,6 +75,7 @@ class Budget:
     per_image: Float[Tensor, " n"] = field(compare=False, repr=False)
 
 
+@numeric
 def nats_budget(
     model: VAE,
     data: Images,
@@ -130,6 +131,7 @@ def nats_budget(
 
 
 @torch.enable_grad()
+@numeric
 def refined(
     model: VAE,
     x: Float[Tensor, "n channels height width"],
@@ -155,7 +157,8 @@ def refined(
         generator: of the noise.
 
     Raises:
-        ValueError: steps is negative, n_samples is not positive, or x or y does not fit the model.
+        ValueError: steps is negative, n_samples or lr is not positive, or x or y does not fit the
+            model.
     """
     steps, n_samples = whole_number("steps", steps, least=0), whole_number("n_samples", n_samples)
     with torch.no_grad():
@@ -181,6 +184,7 @@ class FullRank(NamedTuple):
     mu: Float[Tensor, "n d"]
     scale: Float[Tensor, "n d d"]
 
+    @numeric
     def elbo(
         self, model: VAE, x: Tensor, eps: Float[Tensor, "K n d"], y: Tensor | None = None
     ) -> Float[Tensor, " n"]:
@@ -192,6 +196,7 @@ class FullRank(NamedTuple):
 
 
 @torch.enable_grad()
+@numeric
 def refined_full(
     model: VAE,
     x: Float[Tensor, "n channels height width"],
@@ -233,6 +238,8 @@ def _maximized(
     lr: float,
 ) -> list[Tensor]:
     """What Adam makes of some numbers, in steps that shrink to 0, to maximize a bound."""
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr: expected a positive number, got {lr}")
     sought = [each.requires_grad_() for each in start]
     optimizer = torch.optim.Adam(sought, lr=lr, betas=(0.9, 0.99))
     shrinking = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
@@ -307,7 +314,11 @@ def information(
     Returns:
         That of z, shape (n,), and of each of its units alone, shape (n, d).
     """
+    if q_z.mu.ndim != 2:
+        raise ValueError(f"q_z: expected mu of shape (n, d), got {tuple(q_z.mu.shape)}")
     n_samples, n = whole_number("n_samples", n_samples), len(q_z.mu)
+    if y is not None and not (isinstance(y, Tensor) and y.shape[:1] == (n,)):
+        raise ValueError(f"y: expected a tensor with a row for each of {n} images, got {y!r:.60}")
     joint, unit = torch.zeros_like(q_z.mu[:, 0]), torch.zeros_like(q_z.mu)
     for group in _alike(y, n, q_z.mu.device):
         others = q_z[group]

@@ -189,6 +189,19 @@ def whole_number(name: str, value: object, least: int = 1) -> int:
     return count
 
 
+def whole_numbers(name: str, values: object, least: int = 1) -> tuple[int, ...]:
+    """Several counts, such as the sizes of a shape.
+
+    Raises:
+        ValueError: they are no sequence of whole numbers from ``least`` on; by name.
+    """
+    try:
+        given: tuple[object, ...] = tuple(values)  # type: ignore[arg-type]  # or raises
+    except TypeError:
+        raise ValueError(f"{name}: expected several whole numbers, got {values!r:.60}") from None
+    return tuple(whole_number(name, each, least) for each in given)
+
+
 def sums_to_one(**logarithms: Tensor) -> None:
     """Raise ValueError unless the probabilities along the last axis sum to 1; by name, as logs."""
     for name, log_probability in logarithms.items():

@@ -30,7 +30,7 @@ from PIL import Image
 from scipy.special import ndtri
 from torch import Tensor
 
-from vae_book.checks import whole_number
+from vae_book.checks import numeric, real_tensor, whole_number, whole_numbers
 from vae_book.distributions import DiagonalGaussian, Distribution
 from vae_book.models import VAE
 
@@ -74,22 +74,26 @@ class Stack:
         drawn: the random words so far.
 
     Raises:
-        ValueError: the state is out of range.
+        ValueError: the state or a word is out of range.
     """
 
     def __init__(
         self, state: int = LOWEST, words: Sequence[int] = (), seed: int | None = None
     ) -> None:
+        state = whole_number("state", state, least=0)
         if not LOWEST <= state < LOWEST << WORD:
             raise ValueError(f"state: expected a number from 2^{WORD} to 2^{2 * WORD}, got {state}")
-        self.state, self.words = state, list(words)
+        self.state, self.words = state, list(whole_numbers("words", words, least=0))
+        if max(self.words, default=0) >= LOWEST:
+            raise ValueError(f"words: expected numbers below 2^{WORD}, got {max(self.words)}")
+        seed = None if seed is None else whole_number("seed", seed, least=0)
         self.noise = None if seed is None else random.Random(seed)
         self.drawn: list[int] = []
 
     @classmethod
     def random(cls, seed: int) -> "Stack":
         """A stack of nothing but random bits: `WORD` of them, and as many more as are popped."""
-        stack = cls(seed=seed)
+        stack = cls(seed=whole_number("seed", seed, least=0))
         stack.state += stack.random_word()
         return stack
 
@@ -102,13 +106,19 @@ class Stack:
         """Put symbols on the stack, the first of them on top, each coded by its own table.
 
         Raises:
-            CodingError: a table gives a symbol no probability.
-            ValueError: there are not as many tables as symbols.
+            CodingError: a table gives a symbol no probability, or there is not one table for each
+                symbol. The stack is then as it was.
         """
-        for symbol, counts in zip(reversed(symbols), reversed(tables), strict=True):
-            start, width = counts[symbol], counts[symbol + 1] - counts[symbol]
-            if width < 1:
+        try:
+            slots = [(c[k], c[k + 1] - c[k], k) for k, c in zip(symbols, tables, strict=True)]
+        except (TypeError, IndexError, ValueError) as error:
+            raise CodingError(
+                f"symbols and tables: expected whole numbers and a table for each ({error})"
+            ) from error
+        for _, width, symbol in slots:
+            if width < 1 or symbol < 0:
                 raise CodingError(f"symbols: expected probabilities above 0, got {symbol} with 0")
+        for start, width, _ in reversed(slots):
             if self.state >= width << (2 * WORD - PRECISION):  # it would exceed 2^64
                 self.words.append(self.state % LOWEST)
                 self.state >>= WORD
@@ -121,18 +131,23 @@ class Stack:
         It undoes `push`. From random bits it draws symbols, each with its probability.
 
         Raises:
-            CodingError: the stack is empty, and was made without a seed.
+            CodingError: the stack is empty, and was made without a seed, or a table is none.
         """
-        symbols = []
-        for counts in tables:
-            quotient, slot = divmod(self.state, TOTAL)
-            symbol = bisect_right(counts, slot) - 1
-            start, width = counts[symbol], counts[symbol + 1] - counts[symbol]
-            self.state = quotient * width + slot - start
-            if self.state < LOWEST:
-                self.state = self.state << WORD | self._next_word()
-            symbols.append(symbol)
-        return symbols
+        try:
+            return [self._pop(counts) for counts in tables]
+        except (TypeError, IndexError) as error:
+            raise CodingError(
+                f"tables: expected numbers that rise from 0 to {TOTAL} for each symbol ({error})"
+            ) from error
+
+    def _pop(self, counts: Counts) -> int:
+        quotient, slot = divmod(self.state, TOTAL)
+        symbol = bisect_right(counts, slot) - 1
+        start, width = counts[symbol], counts[symbol + 1] - counts[symbol]
+        self.state = quotient * width + slot - start
+        if self.state < LOWEST:
+            self.state = self.state << WORD | self._next_word()
+        return symbol
 
     def random_word(self) -> int:
         """One more word of random bits.
@@ -160,9 +175,18 @@ def cumulative_counts(masses: Float[np.ndarray, "rows n"]) -> list[list[int]]:
 
     Args:
         masses: probabilities, or other numbers that are not negative: a row is divided by its sum.
+
+    Raises:
+        ValueError: a number is negative or not finite, or a row has no positive sum.
     """
-    n = masses.shape[1]
-    cdf = np.cumsum(masses, axis=1)
+    masses = real_tensor("masses", masses, torch.float64).detach().numpy()
+    fits = masses.ndim == 2 and masses.size and np.isfinite(masses).all() and (masses >= 0).all()
+    if not fits or not (masses.sum(axis=1) > 0).all():
+        raise ValueError(
+            "masses: expected rows of numbers that are not negative, with a positive sum, got "
+            f"{masses!r:.60}"
+        )
+    n, cdf = masses.shape[1], np.cumsum(masses, axis=1)
     ends = np.rint(cdf / cdf[:, -1:] * (TOTAL - n)).astype(np.int64) + np.arange(1, n + 1)
     return np.pad(ends, ((0, 0), (1, 0))).tolist()
 
@@ -320,6 +344,7 @@ class Facts(NamedTuple):
 
 
 @torch.no_grad()
+@numeric
 def compress(
     model: VAE,
     images: Float[Tensor, "n channels height width"],
@@ -380,11 +405,12 @@ def decompress(
         ValueError: the file is damaged or not one of `compress`, or y or the model is another.
     """
     facts = file_facts(data)
-    told, stack = _told(y, facts.n_images), _read(data)
+    told, stack = None if y is None else _told(y, facts.n_images), _read(data)
     coder = BitsBack(model, facts.levels, facts.latent_bits, facts.seed)
     try:
         with _one_thread():
-            symbols = [coder.pop(stack, i, told[i]) for i in range(facts.n_images)]
+            each = range(facts.n_images)
+            symbols = [coder.pop(stack, i, None if told is None else told[i]) for i in each]
         _check_initial_bits(stack, facts)
     except CodingError as error:
         raise ValueError(
@@ -400,12 +426,20 @@ def file_facts(data: bytes) -> Facts:
     Raises:
         ValueError: the file is damaged, or `compress` did not make it.
     """
+    if not isinstance(data, bytes | bytearray):
+        raise ValueError(f"data: expected bytes, got {type(data).__name__}")
     content, check = data[: -CHECKSUM.size], data[-CHECKSUM.size :]
     if not data.startswith(MAGIC):
         raise ValueError(f"data: expected a file of compress, got one that begins {data[:4]!r}")
-    if len(content) < HEADER.size or CHECKSUM.pack(zlib.crc32(content)) != check:
+    whole_words = (len(content) - HEADER.size) % (WORD // 8) == 0
+    if len(content) < HEADER.size or not whole_words or CHECKSUM.pack(zlib.crc32(content)) != check:
         raise ValueError(f"data: expected an intact file, got {len(data)} bytes that are damaged")
     _, levels, latent_bits, seed, n_images, drawn, _ = HEADER.unpack_from(content)
+    if not (2 <= levels <= 256 and 1 <= latent_bits <= 16 and n_images and drawn):
+        raise ValueError(
+            f"data: expected a file of compress, got {levels} levels, {latent_bits} latent bits, "
+            f"{n_images} images and {drawn} initial words"
+        )
     return Facts(levels, latent_bits, seed, n_images, WORD * drawn, 8 * len(data))
 
 
@@ -426,6 +460,8 @@ def _read(data: bytes) -> Stack:
 def _check_initial_bits(stack: Stack, facts: Facts) -> None:
     """Raise CodingError unless the stack holds the initial bits again, and nothing else."""
     initial = Stack.random(facts.seed)
+    if len(stack.words) != facts.initial_bits // WORD - 1:
+        raise CodingError(f"stack: expected the initial bits, got {len(stack.words)} words")
     below = [initial.random_word() for _ in range(facts.initial_bits // WORD - 1)]
     # What was drawn first lay on top of what was drawn later.
     if (stack.state, stack.words) != (initial.state, below[::-1]):
@@ -474,6 +510,8 @@ def _told(y: Tensor | None, n: int) -> Sequence[Tensor | None]:
     """What is told about each of the images, as a batch of one."""
     if y is None:
         return [None] * n
+    if not isinstance(y, Tensor) or y.ndim < 1:
+        raise ValueError(f"y: expected a tensor with a row for each image, got {y!r:.60}")
     if len(y) != n:
         raise ValueError(f"y: expected one for each of the {n} images, got {len(y)}")
     return y.cpu().split(1)
@@ -482,6 +520,7 @@ def _told(y: Tensor | None, n: int) -> Sequence[Tensor | None]:
 # Yardsticks ---------------------------------------------------------------------------------------
 
 
+@numeric
 def yardsticks(
     train: Float[Tensor, "m channels height width"],
     images: Float[Tensor, "n channels height width"],

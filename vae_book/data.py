@@ -26,7 +26,7 @@ from vae_book import images
 from vae_book.checks import whole_number
 from vae_book.deprecated import moved
 from vae_book.device import best_device
-from vae_book.files import replacing
+from vae_book.files import clear_up, part_name, replacing
 from vae_book.folders import held_out, padded, read_folder
 from vae_book.images import DataError
 
@@ -120,9 +120,22 @@ def load_mnist(split: Split = "train", *args: Any, **options: Any) -> images.Ima
 
 
 def data_directory() -> Path:
-    """Where data sets are kept: ``VAE_BOOK_DATA``, else the user's cache directory."""
-    chosen = os.environ.get("VAE_BOOK_DATA")
-    return Path(chosen).expanduser() if chosen else user_cache_path("vae-book", appauthor=False)
+    """Where data sets are kept: ``VAE_BOOK_DATA``, else the user's cache directory.
+
+    Raises:
+        ValueError: that is below a home directory which this system does not know.
+    """
+    folder = os.environ.get("VAE_BOOK_DATA")
+    try:
+        folder = os.path.expanduser(folder or user_cache_path("vae-book", appauthor=False))
+    except RuntimeError:  # of platformdirs
+        folder = "~"
+    if folder.startswith("~"):  # it would become a folder of this name
+        raise ValueError(
+            f"VAE_BOOK_DATA: expected a folder, got {folder!r}, and whose home that is is not "
+            "known here; set VAE_BOOK_DATA to the whole path of a folder for data sets"
+        )
+    return Path(folder)
 
 
 def _checked_size(size: Any) -> tuple[int, int] | None:
@@ -165,9 +178,9 @@ def _sha256(*arrays: np.ndarray) -> str:
 
 def _read_cache(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """The cached digits, or None where there is no cache or it is damaged."""
-    if not path.exists():
-        return None
     try:
+        if not path.exists():
+            return None
         with path.open("rb") as file, np.load(file) as stored:
             pixels, labels = stored["pixels"], stored["labels"]
     except Exception:  # np.load raises a dozen kinds of error on a damaged file
@@ -281,7 +294,8 @@ def _download(kind: Any) -> None:
     """Fetch the archives whole or not at all; a file that is there already stays as it is."""
     try:
         _raw(kind).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=data_directory()) as folder:
+        clear_up(data_directory())
+        with tempfile.TemporaryDirectory(dir=data_directory(), prefix=part_name()) as folder:
             kind(folder, download=True)
             for path in Path(folder).rglob("*.gz"):
                 if not (_raw(kind) / path.name).exists():

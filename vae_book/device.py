@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vae_book.checks import whole_number
+from vae_book.checks import whole_number, whole_numbers
 
 # Treat numbers below 1e-38 (denormals) as zero: Adam's running averages decay into that range for
 # pixels that seldom fire, and many processors then take tens of times the usual cycles. A thread
@@ -107,7 +107,7 @@ def standard_normal(
     Raises:
         ValueError: a size is negative or not whole.
     """
-    shape = [whole_number("shape", size, least=0) for size in shape]
+    shape = whole_numbers("shape", shape, least=0)
     return sent(torch.randn(*shape, generator=generator), device)
 
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vae_book.checks import as_floats, numeric, same_shape
+from vae_book.checks import as_floats, numeric, same_shape, whole_numbers
 from vae_book.device import standard_normal
 from vae_book.divergences import gaussian_unit_kl
 from vae_book.reparameterization import reparameterize
@@ -103,6 +103,7 @@ class DiagonalGaussian(Distribution):
         self, shape: tuple[int, ...], generator: torch.Generator | None = None
     ) -> Float[Tensor, "..."]:
         """Draws whose leading axes are ``shape``; their noise is drawn on the CPU."""
+        shape = whole_numbers("shape", shape, least=0)
         return self.rsample(standard_normal((*shape, self.mu.shape[-1]), generator, self.mu.device))
 
     def log_prob(self, z: Float[Tensor, "... d"]) -> Float[Tensor, "..."]:
@@ -151,9 +152,11 @@ class Mixture(Distribution):
         self, shape: tuple[int, ...], generator: torch.Generator | None = None
     ) -> Float[Tensor, "..."]:
         """Draws whose leading axes are ``shape``: first which component, then a draw of it."""
+        shape = whole_numbers("shape", shape, least=0)
         which = torch.randint(len(self.parts.mu), shape, generator=generator)
         return self.parts[which.to(self.parts.mu.device)].sample(shape, generator)
 
+    @numeric
     def log_prob(self, z: Float[Tensor, "... d"]) -> Float[Tensor, "..."]:
         """The log-density at z, in nats: the logarithm of a mean, of densities of whole z."""
         each = self.parts.log_prob(z.unsqueeze(-2))

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from torch import Tensor, nn
 
+from vae_book.checks import real_number, whole_number
 from vae_book.display import one_sentence, png
 from vae_book.evaluation import posteriors
 from vae_book.figures import CLASS_COLORS, GRAY, STYLE, WIDTH, apart
@@ -147,14 +148,13 @@ def _rendered(
 ) -> tuple[str, bytes]:
     """The part of the page, and the picture that is in it as a PNG file."""
     network = layers(_mean(model))
-    if n < 1:
-        raise ValueError(f"n: expected 1 or more images, got {n}")
+    n = whole_number("n", n)
     kept = torch.linspace(0, len(data) - 1, min(n, len(data)), dtype=torch.float64).round().long()
     data = data[kept.to(data.labels.device)]
     mu = posteriors(model, data).mu.cpu()
     if limit is None:
         limit = max(LEAST_LIMIT, math.ceil(2 * mu.abs().max().item()) / 2)
-    elif not limit > 0:
+    elif not 0 < real_number("limit", limit) < math.inf:
         raise ValueError(f"limit: expected a positive number, got {limit}")
     groups = _groups(mu, data.labels.cpu(), limit)
     picture = png(_picture(model, groups, limit))

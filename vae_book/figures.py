@@ -5,6 +5,7 @@ shows. Figures are narrow with large type, so that they can be read on a phone, 
 color-blind readers can tell apart (Okabe and Ito, 2008).
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
 from types import MappingProxyType
@@ -20,6 +21,14 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, NullLocator
 from torch import Tensor
 
+from vae_book.checks import (
+    as_floats,
+    cholesky,
+    numeric,
+    real_number,
+    real_tensor,
+    whole_number,
+)
 from vae_book.deprecated import moved
 
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
@@ -60,7 +69,14 @@ STYLE: Any = {
 
 
 def image_rows(rows: Mapping[str, Float[Tensor, "n channels height width"]]) -> Figure:
-    """Rows of images, each with its name above, aligned column by column."""
+    """Rows of images, each with its name above, aligned column by column.
+
+    Raises:
+        ValueError: there is no row, or one has no images.
+    """
+    if not rows:
+        raise ValueError("rows: expected one or more, got none")
+    rows = {name: _images(images) for name, images in rows.items()}
     columns = max(len(images) for images in rows.values())
     height = len(rows) * (WIDTH / columns + 0.3)
     with plt.rc_context(STYLE):
@@ -72,12 +88,27 @@ def image_rows(rows: Mapping[str, Float[Tensor, "n channels height width"]]) -> 
 
 
 def image_grid(images: Float[Tensor, "n channels height width"], columns: int = 10) -> Figure:
-    """Images in a grid, in reading order."""
+    """Images in a grid, in reading order.
+
+    Raises:
+        ValueError: there are no images, or columns is not a positive whole number.
+    """
+    images, columns = _images(images), whole_number("columns", columns)
     rows = -(-len(images) // columns)
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(WIDTH, WIDTH * rows / columns))
         draw_images(axis, images, columns)
     return figure
+
+
+def _images(given: object) -> Tensor:
+    (images,) = as_floats(images=given)
+    if images.ndim != 4 or 0 in images.shape or images.shape[1] not in (1, 3):
+        raise ValueError(
+            "images: expected one or more, shape (n, 1 or 3, height, width), got "
+            f"{tuple(images.shape)}"
+        )
+    return images
 
 
 def draw_images(axis: Axes, images: Tensor, columns: int) -> None:
@@ -131,7 +162,23 @@ def curves(
         x_limits, y_limits: the range of an axis; None fits the data.
         size: the height in inches.
         axis: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: x and y are no numbers, or not as many of each, or a height, place, range or
+            size is no number.
     """
+    if _finite("size", size) <= 0:
+        raise ValueError(f"size: expected a positive number, got {size}")
+    lines, points, guides = (
+        {each: _points(name, *given[each]) for each in given}
+        for name, given in {"lines": lines, "points": points, "guides": guides}.items()
+    )
+    levels, marks = (
+        {each: _finite(name, given[each]) for each in given}
+        for name, given in {"levels": levels, "marks": marks}.items()
+    )
+    for name, limits in {"x_limits": x_limits, "y_limits": y_limits}.items():
+        _check_limits(name, limits)
     with plt.rc_context(STYLE):
         if axis is None:
             _, axis = plt.subplots(figsize=(WIDTH, size))
@@ -171,6 +218,41 @@ def curves(
     figure = axis.figure
     assert isinstance(figure, Figure)  # and not a part of one
     return figure
+
+
+def _points(name: str, *x_and_y: Any) -> Points:
+    """x and y as matplotlib takes them: it knows neither gradients nor bfloat16."""
+    drawn: list[Any] = []
+    for given in x_and_y:
+        if isinstance(given, Tensor):
+            given = real_tensor(name, given).detach().cpu().double()
+        try:
+            numbers = np.asarray(given, dtype=float)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"{name}: expected numbers, got {given!r:.60}") from None
+        if not 1 <= numbers.ndim <= 2:
+            raise ValueError(f"{name}: expected several numbers, got shape {numbers.shape}")
+        drawn.append(given)
+    if len(drawn) != 2 or len(drawn[0]) != len(drawn[1]):
+        raise ValueError(f"{name}: expected x and y of one length, got {list(map(len, drawn))}")
+    return drawn[0], drawn[1]
+
+
+def _finite(name: str, value: object) -> float:
+    number = real_number(name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name}: expected a finite number, got {number}")
+    return number
+
+
+def _check_limits(name: str, limits: Any) -> None:
+    if limits is None:
+        return
+    if not isinstance(limits, Sequence) or len(limits) != 2:
+        raise ValueError(f"{name}: expected a lowest and a highest number, got {limits!r:.60}")
+    for each in limits:
+        if each is not None:
+            _finite(name, each)
 
 
 def panels(*content: Mapping[str, Any]) -> Figure:
@@ -231,18 +313,27 @@ def ellipses(
     Args:
         gaussians: mean and covariance of each, by name.
         x_label, y_label: what the two coordinates are.
+
+    Raises:
+        ValueError: a mean is not two numbers, or a covariance not a positive definite matrix.
     """
+    factored = {}
+    for name, (mu, cov) in gaussians.items():
+        mu, cov = as_floats(mu=mu, cov=cov)
+        if mu.shape != (2,) or not bool(mu.isfinite().all()):
+            raise ValueError(f"mu: expected two finite numbers, got shape {tuple(mu.shape)}")
+        factored[name] = mu, cholesky("cov", cov, 2)
     turn = np.linspace(0, 2 * np.pi, 200)
     circle = np.stack([np.cos(turn), np.sin(turn)])
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(WIDTH, 3.8))
-        for (name, (mu, cov)), (color, dashes, marker) in zip(
-            gaussians.items(), cycle(CYCLE), strict=False
+        for (name, (mu, factor)), (color, dashes, marker) in zip(
+            factored.items(), cycle(CYCLE), strict=False
         ):
-            factor, center = np.linalg.cholesky(cov.numpy()), mu.numpy()[:, None]
+            spread, center = (each.detach().cpu().numpy() for each in (factor, mu[:, None]))
             for size in (1, 2):
                 label = name if size == 1 else None
-                axis.plot(*(center + size * factor @ circle), color=color, ls=dashes, label=label)
+                axis.plot(*(center + size * spread @ circle), color=color, ls=dashes, label=label)
             axis.plot(*center, marker, color=color)
         axis.set(xlabel=x_label, ylabel=y_label, aspect="equal")
         axis.legend(frameon=False, fontsize=10, loc="upper left", bbox_to_anchor=(1, 1))
@@ -286,11 +377,25 @@ def contours(
 def classes(
     points: Float[Tensor, "n 2"], labels: Int[Tensor, " n"], x_label: str, y_label: str
 ) -> Figure:
-    """Points of a plane in the color of their class, and each class's label amid its points."""
-    points, labels = points.cpu(), labels.cpu()
+    """Points of a plane in the color of their class, and each class's label amid its points.
+
+    Raises:
+        ValueError: there are no points, they are not in a plane, or they have not one label each.
+    """
+    (points,), labels = as_floats(points=points), real_tensor("labels", labels).cpu()
+    points = points.detach().cpu()
+    if points.shape[1:] != (2,) or len(points) < 1 or not bool(points.isfinite().all()):
+        raise ValueError(
+            f"points: expected finite numbers of shape (n, 2), got {tuple(points.shape)}"
+        )
+    if labels.shape != points.shape[:1]:
+        raise ValueError(
+            f"labels: expected one for each of {len(points)} points, got {tuple(labels.shape)}"
+        )
     names = labels.unique().tolist()
     groups = [points[labels == name] for name in names]
-    places = apart(torch.stack([own.median(0).values for own in groups]), points.std().item() / 4)
+    gap = points.std().item() / 4 if len(points) > 1 else 0.0
+    places = apart(torch.stack([own.median(0).values for own in groups]), gap)
     halo = [withStroke(linewidth=3, foreground="white")]
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(WIDTH, 4.4))
@@ -304,6 +409,7 @@ def classes(
     return figure
 
 
+@numeric
 def apart(places: Float[Tensor, "n 2"], gap: float) -> Float[Tensor, "n 2"]:
     """Places for labels at these points, or next to them where two are nearer than the gap."""
     for _ in range(100):  # labels that overlap push each other away

@@ -1,11 +1,19 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and read whole or not at all."""
 
+import io
 import os
 import secrets
 import shutil
+import socket
+import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import torch
 
 
 class WriteError(OSError):
@@ -13,6 +21,20 @@ class WriteError(OSError):
 
 
 PART = ".part-"  # how the names of files begin that are not whole yet
+HOUR = 3600  # seconds after which a writer on another machine counts as gone
+
+
+def numbers_in(content: bytes) -> Any:
+    """What ``torch.save`` wrote into a file, with tensors on the CPU: numbers and never code.
+
+    Raises:
+        Exception: of a dozen kinds, if the file is damaged.
+    """
+    # torch.load does not look at the checksums.
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if damaged := archive.testzip():
+            raise ValueError(f"the checksum of {damaged} is wrong")
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 @contextmanager
@@ -44,18 +66,31 @@ def check_writable(path: Path | str, size: int) -> None:
     with _part(path) as part:
         if path.is_dir():
             raise IsADirectoryError("it is a folder")
-        for left in path.parent.glob(f"{PART}*"):
-            left.unlink(missing_ok=True)
+        clear_up(path.parent)
         with part.open("wb") as rehearsal:
             rehearsal.write(bytes(size))
             rehearsal.flush()
             os.fsync(rehearsal.fileno())
 
 
+def clear_up(folder: Path) -> None:
+    """Delete what writers in a folder left when they were killed."""
+    for left in [each for each in folder.glob(f"{PART}*") if not _is_being_written(each)]:
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def part_name() -> str:
+    """How the name of a file or folder begins that is not whole yet: with who is at it."""
+    return f"{PART}{os.getpid()}-{_host()}-{secrets.token_hex(8)}-"
+
+
 @contextmanager
 def _part(path: Path) -> Iterator[Path]:
     """A name for a file beside ``path`` that nobody else writes to; gone after the block."""
-    part = path.with_name(f"{PART}{secrets.token_hex(8)}-{path.name}")
+    part = path.with_name(f"{part_name()}{path.name}")
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,10 +105,26 @@ def _part(path: Path) -> Iterator[Path]:
         ) from error
 
 
+def _is_being_written(part: Path) -> bool:
+    """Whether its writer is still there."""
+    process, host, *_ = [*part.name.removeprefix(PART).split("-", 2), ""]
+    try:
+        if host == _host() and os.name == "posix":
+            os.kill(int(process), 0)
+            return True
+        return time.time() - part.stat().st_mtime < HOUR
+    except (OSError, ValueError):
+        return False
+
+
+def _host() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
 def _room(folder: Path) -> str:
     """Which disk a folder is on, and how much room it has."""
-    folder = folder.absolute()
     with suppress(OSError):
+        folder = folder.absolute()
         disk = next(each for each in (folder, *folder.parents) if os.path.ismount(each))
         return f" (the disk at {disk} has {shutil.disk_usage(disk).free / 2**20:.1f} MiB free)"
     return ""

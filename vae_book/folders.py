@@ -63,9 +63,11 @@ def read_folder(
     Raises:
         ValueError: there is no picture, or none for this split; the pictures have several sizes
             and ``size`` is None; or they would not fit into memory.
-        DataError: a picture cannot be read, and which.
+        DataError: a picture cannot be read, and which; or the folder has changed since the other
+            split was read, which then no longer fits this one.
     """
     found = _find(folder)
+    _check_unchanged(folder, split, found.paths)
     pixels, animated = _read_all(found.paths, size, channels)
     classes = tuple(sorted(set(found.names)))
     labels = np.array([classes.index(name) for name in found.names])
@@ -95,6 +97,28 @@ def read_folder(
             f"differ from those of the other split; the folder holds {len(first)} different ones"
         )
     return pixels[chosen], labels[chosen], classes
+
+
+_states: dict[Path, dict[str, str]] = {}  # of each folder, when a split was last read
+
+
+def _check_unchanged(folder: Path, split: str, paths: Sequence[Path]) -> None:
+    """Raise DataError if the other split was read when the folder held other files.
+
+    A picture more or less moves others from one split to the other. Who reads a split again knows.
+    """
+    now = hashlib.sha256()
+    for path in paths:
+        facts = path.stat() if path.exists() else None
+        now.update(f"{path} {facts and (facts.st_size, facts.st_mtime_ns)}\0".encode())
+    read = _states.setdefault(folder.resolve(), {})
+    stale = [other for other, state in read.items() if state != now.hexdigest()]
+    if stale and split not in read:
+        raise DataError(
+            f"{folder} has changed since its pictures for {stale[0]} were read, so that pictures "
+            f"may be in both splits now; read those for {stale[0]} again, and then these"
+        )
+    read[split] = now.hexdigest()
 
 
 def held_out(labels: np.ndarray, same: np.ndarray) -> np.ndarray:

@@ -83,10 +83,12 @@ class History:
         history, names = cls(**stored), {each.name for each in fields(cls)} - {"device"}
         if missing := names - stored.keys():
             raise ValueError(f"history: {', '.join(sorted(missing))} missing")
-        for name in names:
+        for name in sorted(names, key="kl".__ne__):  # the epochs are counted by the KLs
             numbers = getattr(history, name)
+            if type(numbers) is not list:
+                raise ValueError(f"history: expected a list as {name}, got {numbers!r:.60}")
             lengths = {history.epochs, 0} if name == "held_out" else {history.epochs}
-            if type(numbers) is not list or len(numbers) not in lengths:
+            if len(numbers) not in lengths:
                 raise ValueError(f"history: expected {history.epochs} numbers as {name}")
             if not all(type(each) in (int, float) and math.isfinite(each) for each in numbers):
                 raise ValueError(f"history: expected finite numbers as {name}, got {numbers}")

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from vae_book.checks import is_trusted
+from vae_book.checks import is_trusted, numeric, real_number
 from vae_book.device import sent
 
 
@@ -74,13 +74,26 @@ class Images:
         object.__setattr__(self, "labels", labels.long())
         if not images.is_meta and not bool(images.isfinite().all()):
             raise ValueError("images: expected finite numbers, got infinity or NaN")
+        if told is not None and told.is_floating_point() and not bool(told.isfinite().all()):
+            raise ValueError("told: expected finite numbers, got infinity or NaN")
         _within("labels", self.labels, len(self.classes) - 1.0 if self.classes else torch.inf)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, rows: Any) -> "Images":
-        places = torch.atleast_1d(torch.arange(len(self), device=self.labels.device)[rows])
+        try:
+            if isinstance(rows, list | tuple):
+                rows = torch.tensor(rows) if rows else torch.empty(0, dtype=torch.int64)
+            places = torch.atleast_1d(torch.arange(len(self), device=self.labels.device)[rows])
+        except (IndexError, TypeError, ValueError, RuntimeError):
+            places = torch.empty(0, 0)
+        if places.ndim != 1:
+            # By an IndexError Python knows where the images end.
+            raise IndexError(
+                f"rows: expected places among {len(self)} images, or one boolean for each of them, "
+                f"got {rows!r:.60}"
+            )
         told = None if self.told is None else self.told[places]
         return replace(self, images=self.images[places], labels=self.labels[places], told=told)
 
@@ -111,6 +124,7 @@ def _within(name: str, values: Tensor, highest: float) -> None:
             )
 
 
+@numeric
 def binarize(
     images: Float[Tensor, "*shape"], generator: torch.Generator | None = None
 ) -> Float[Tensor, "*shape"]:
@@ -151,7 +165,7 @@ def quadrants(data: Images, seen: int = 1) -> Images:
         ValueError: ``seen`` is not 1, 2 or 3, or the height or width is odd.
     """
     channels, height, width = data.shape
-    if seen not in (1, 2, 3):
+    if real_number("seen", seen) not in (1, 2, 3):
         raise ValueError(f"seen: expected 1, 2 or 3 quarters, got {seen}")
     if height % 2 or width % 2:
         raise ValueError(
@@ -164,6 +178,7 @@ def quadrants(data: Images, seen: int = 1) -> Images:
     return replace(data, images=images, told=told)
 
 
+@numeric
 def whole(
     seen: Float[Tensor, "*batch seen h w"], rest: Float[Tensor, "*batch rest h w"]
 ) -> Float[Tensor, "*batch channels H W"]:
@@ -172,6 +187,11 @@ def whole(
     Raises:
         ValueError: there are not four of them, of as many channels each.
     """
+    if seen.ndim < 3 or rest.ndim < 3:
+        raise ValueError(
+            "seen and rest: expected images of shape (..., channels, height, width), got "
+            f"{tuple(seen.shape)} and {tuple(rest.shape)}"
+        )
     parts = torch.cat([seen, rest], dim=-3)
     channels, left_over = divmod(parts.shape[-3], 4)
     if left_over or not channels:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vae_book.checks import is_trusted, last_axis, numeric, whole_number
+from vae_book.checks import is_trusted, last_axis, numeric, whole_number, whole_numbers
 from vae_book.distributions import DiagonalGaussian, Distribution
 from vae_book.images import Images
 from vae_book.likelihoods import Bernoulli, ImageDistribution, Likelihood
@@ -66,7 +66,7 @@ class VAE(nn.Module):
     ) -> None:
         super().__init__()
         latent, hidden = whole_number("latent", latent), whole_number("hidden", hidden)
-        image_shape = tuple(whole_number("image_shape", size) for size in image_shape)
+        image_shape = whole_numbers("image_shape", image_shape)
         if len(image_shape) != 3:
             raise ValueError(f"image_shape: expected (channels, height, width), got {image_shape}")
         self.latent, self.hidden, self.image_shape = latent, hidden, image_shape
@@ -369,6 +369,8 @@ class LabelLinear(nn.Linear):
     """
 
     def __init__(self, latent: int, classes: int, hidden: int) -> None:
+        latent, hidden = whole_number("latent", latent), whole_number("hidden", hidden)
+        classes = whole_number("classes", classes)
         super().__init__(classes * (latent + 1), hidden, bias=False)
         self.sizes = (latent, classes)
         # Each label's is a layer of latent + 1 inputs. In our trials the bound was the better, the
@@ -505,10 +507,13 @@ class CompletionVAE(ConditionalVAE):
         seen_shape: Sequence[int] = (1, 14, 14),
     ) -> None:
         latent, hidden = whole_number("latent", latent), whole_number("hidden", hidden)
+        seen_shape = whole_numbers("seen_shape", seen_shape)
+        if len(seen_shape) != 3:
+            raise ValueError(f"seen_shape: expected (channels, height, width), got {seen_shape}")
         seen = math.prod(seen_shape)
         network = nn.Sequential(nn.Linear(seen, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent))
         super().__init__(seen, latent, hidden, image_shape, likelihood, network)
-        self.seen_shape = tuple(seen_shape)
+        self.seen_shape = seen_shape
 
     def told(self, data: Images) -> Tensor | None:
         """The pixels that are shown of the images."""

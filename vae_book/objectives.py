@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vae_book.bounds import Elbo, importance_weighted_bound, pass_log_weights
-from vae_book.checks import real_number
+from vae_book.checks import numeric, real_number, whole_number
 from vae_book.distributions import DiagonalGaussian
 from vae_book.divergences import naive_regularizer
 from vae_book.models import Pass
@@ -70,6 +70,7 @@ class Objective:
 
     def weight(self, epoch: int) -> float:
         """The weight of the penalty in an epoch, counted from 0."""
+        epoch = whole_number("epoch", epoch, least=0)
         return self.beta * min(1.0, epoch / self.warm_up) if self.warm_up else self.beta
 
     def numbers(self, epoch: int) -> object:
@@ -108,6 +109,7 @@ class Objective:
         return self.weight(epoch) * penalty - terms.log_likelihood
 
 
+@numeric
 def importance_weighted_loss(
     x: Float[Tensor, "n channels height width"], made: Pass, *, doubly: bool = False
 ) -> Float[Tensor, " n"]:

@@ -1,19 +1,61 @@
-"""Several processes that train one model together, started by ``torchrun``.
+"""Several processes that train one model together, started by ``torchrun`` or by `launch`.
 
-Without ``torchrun`` everything here is a no-op: one process, rank 0.
+Without either everything here is a no-op: one process, rank 0.
 """
 
+import logging
 import os
+import select
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
 _store: dist.Store | None = None  # what the processes write down for each other
+
+
+def launch(processes: int, arguments: Sequence[str]) -> tuple[int, list[str]]:
+    """Run ``python -m vae_book`` with these arguments in several processes of this machine.
+
+    It is ``torchrun --standalone`` without the traceback and the table that torchrun prints after
+    what the processes have told themselves.
+
+    Returns:
+        An exit code, above 128 if a signal came from outside; and who was killed, if that left no
+        process to tell of it.
+
+    Raises:
+        ValueError: torchrun has started this process.
+    """
+    from torch.distributed import run  # here, because few need it
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    if dist.is_torchelastic_launched():
+        raise ValueError("processes: expected 1 under torchrun, which starts the processes itself")
+    options = ["--standalone", "--local-addr=localhost", f"--nproc-per-node={processes}"]
+    logging.disable()
+    try:
+        run.main([*options, "-m", "vae_book", *arguments])
+    except ChildFailedError as error:
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        # Torchrun itself ends those that are left by SIGTERM.
+        killed = [_name(each) for each in sorted(codes) if codes[each] != -signal.SIGTERM]
+        silent = all(code < 0 for code in codes.values())
+        return max(1, *codes.values()), killed if silent else []
+    except SignalException as error:
+        return 128 + int(error.sigval), []
+    finally:
+        logging.disable(logging.NOTSET)
+    return 0, []
+
+
+def _name(other: int) -> str:
+    return f"the process of rank {other}"
 
 
 @contextmanager
@@ -56,15 +98,17 @@ def fails_first() -> bool:
     return _store is None or _store.add("failures", 1) == 1
 
 
-def when_ended(tell: Callable[[list[int]], None]) -> None:
-    """Have ``tell`` called with the ranks that are gone when torchrun ends this process.
+def when_ended(tell: Callable[[list[str]], None]) -> None:
+    """Have ``tell`` called with the names of those that are gone when torchrun ends this process.
 
     It does so once another process is gone, within a fraction of a second. A thread of its own
-    listens, as the main one may be waiting for that process; only one process tells.
+    listens, as the main one may be waiting for that process; only one process tells. Nor does a
+    process stay behind when torchrun itself is gone.
     """
     if _store is None:
         return
     _store.set(f"process {rank()}", f"{os.getpid()} {socket.gethostname()}")
+    launcher = os.getppid()
     heard, written = os.pipe()
     os.set_blocking(written, False)
     signal.signal(signal.SIGTERM, lambda *_: None)  # each signal also writes its number to the pipe
@@ -72,8 +116,15 @@ def when_ended(tell: Callable[[list[int]], None]) -> None:
 
     def listen() -> None:
         try:
-            while os.read(heard, 1) != bytes([signal.SIGTERM]):
-                pass
+            while os.getppid() == launcher:
+                ready, *_ = select.select([heard], [], [], 1)
+                if ready and os.read(heard, 1) == bytes([signal.SIGTERM]):
+                    break
+            # Without torchrun there may be nobody left who keeps what the processes write down.
+            if os.getppid() != launcher:
+                if is_main():
+                    tell(["the launcher of the processes"])
+                return
             gone = _gone()
             if fails_first():
                 tell(gone)
@@ -83,8 +134,8 @@ def when_ended(tell: Callable[[list[int]], None]) -> None:
     threading.Thread(target=listen, daemon=True).start()
 
 
-def _gone() -> list[int]:
-    """The ranks of the processes of this machine that no longer run."""
+def _gone() -> list[str]:
+    """The processes of this machine that no longer run."""
     found = []
     for other in range(world_size()):
         if _store is not None and _store.check([f"process {other}"]):
@@ -92,7 +143,7 @@ def _gone() -> list[int]:
             try:
                 os.kill(int(pid) if host == socket.gethostname() else os.getpid(), 0)
             except ProcessLookupError:
-                found.append(other)
+                found.append(_name(other))
     return found
 
 
@@ -116,6 +167,23 @@ def summed(totals: torch.Tensor) -> torch.Tensor:
     if dist.is_initialized():
         dist.all_reduce(totals)
     return totals
+
+
+def check_agreed(**facts: object) -> None:
+    """Raise ValueError, in each process, unless all of them say the same of each of these facts."""
+    if not dist.is_initialized():
+        return
+    mine = {name: str(fact) for name, fact in facts.items()}
+    said: list[dict[str, str]] = [{}] * world_size()
+    dist.all_gather_object(said, mine)
+    for name, first in said[0].items():
+        for other, theirs in enumerate(said):
+            if theirs.get(name) != first:
+                raise ValueError(
+                    f"{name}: expected the same in all processes, got {first} in {_name(0)} and "
+                    f"{theirs.get(name)} in {_name(other)}; all machines need the same command, "
+                    "the same data and, to resume, the same folder of checkpoints"
+                )
 
 
 def _wait_for_all() -> None:

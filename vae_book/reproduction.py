@@ -6,6 +6,7 @@ numbers.
 """
 
 import json
+import math
 import shutil
 import statistics
 from dataclasses import replace
@@ -26,11 +27,12 @@ from vae_book.history import History
 from vae_book.images import Images
 from vae_book.ledger import Measure, Row
 from vae_book.models import VAE
-from vae_book.protocol import Measurement
+from vae_book.protocol import Measurement, Protocol
 from vae_book.training import fit
 
 RESULTS = Path("book/results/ledger")  # in a clone of the book
 RUNS = Path("runs/ledger")
+NUMBERS = ("value", "standard_error")  # of each measure, in a file of results
 ON_A_GPU = 100_000  # decoder outputs at a time
 
 
@@ -154,6 +156,11 @@ def _summary(
 ) -> dict[str, Any]:
     """The negative of what was measured, averaged over the training runs."""
     values = [-each.value for each in found]
+    if not all(math.isfinite(each) for each in values):
+        raise ValueError(
+            f"name: expected finite results, got {values} for {measure.key}: training has gone "
+            "wrong, as by steps that are too large"
+        )
     protocol = replace(
         row.planned(measure),
         n_images=found[0].protocol.n_images,
@@ -170,11 +177,37 @@ def _summary(
     }
 
 
+def read_result(path: Path) -> dict[str, Any] | None:
+    """What `reproduce` wrote, or None if there is no such file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        stored = json.loads(path.read_bytes())
+        numbers = [each[key] for each in stored["measured"].values() for key in NUMBERS]
+        if not numbers or not all(map(math.isfinite, numbers)):
+            raise ValueError("expected finite numbers of one measure or more")
+        for each in stored["measured"].values():
+            Protocol.from_dict(each["protocol"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"path: {path} is damaged or holds no results of the ledger ({error!r}); delete it and "
+            f"run python -m vae_book reproduce {path.stem}"
+        ) from error
+    return stored
+
+
 def listing(results: Path = RESULTS) -> str:
     """The rows, how long they train, and which have been measured."""
     lines = []
     for name, row in ledger.ROWS.items():
         epochs = f"{row.epochs} of {row.published_epochs}"
-        state = "measured" if (results / f"{name}.json").exists() else "not run"
+        try:
+            state = "measured" if read_result(results / f"{name}.json") else "not run"
+        except ValueError:
+            state = "damaged, run it again"
         lines.append(f"{name:<22} {row.model:<30} epochs: {epochs:<14} {row.missing or state}")
     return "\n".join(lines)

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vae_book.files import check_writable, replacing
+from vae_book.checks import whole_number
+from vae_book.files import check_writable, numbers_in, replacing
 from vae_book.images import Images
 
 SECONDS = 10  # between two times that a tally is kept
@@ -60,13 +61,18 @@ class Tally:
         self.kept_at = time.monotonic()
 
     def _read(self, file: Path) -> None:
+        content = file.read_bytes()
         try:
-            stored = torch.load(io.BytesIO(file.read_bytes()), weights_only=True)
-            of, steps, sums = stored["of"], int(stored["steps"]), stored["sums"]
+            stored = numbers_in(content)
+            of, steps, sums = str(stored["of"]), stored["steps"], stored["sums"]
+            steps = whole_number("steps", steps, least=0)
+            if sums.dtype != torch.float64 or not bool((sums < torch.inf).all()):  # NaN is not
+                raise ValueError("sums: expected logarithms in double precision")
         except Exception as error:  # a damaged file raises a dozen kinds of error
+            reason = error if isinstance(error, ValueError) else type(error).__name__
             raise ValueError(
-                f"file: {file} is damaged or holds no measurement ({type(error).__name__}); delete "
-                "it to measure anew"
+                f"file: {file} is damaged or holds no measurement ({reason}); delete it to measure "
+                "anew"
             ) from error
         if of != self.of or sums.shape != self.sums.shape:
             raise ValueError(

@@ -18,7 +18,7 @@ from vae_book import parallel
 from vae_book.bounds import elbo_terms
 from vae_book.capture import captured_step
 from vae_book.checkpoints import read_checkpoint, rehearse_checkpoint, write_checkpoint
-from vae_book.checks import trusted, whole_number
+from vae_book.checks import real_number, trusted, whole_number
 from vae_book.device import describe, seeded, sent, standard_normal
 from vae_book.evaluation import average_elbo
 from vae_book.history import History
@@ -26,7 +26,7 @@ from vae_book.images import Images, binarize
 from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
 from vae_book.objectives import Objective
-from vae_book.tally import fingerprint
+from vae_book.tally import digest, fingerprint
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -67,10 +67,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision: expected 'float32' or 'bfloat16', got {self.precision!r}")
-        later = tuple((whole_number("later_lr", at), float(lr)) for at, lr in self.later_lr)
+        later = _pairs(self.later_lr)
         sizes = [("later_lr", lr) for _, lr in later]
         for name, size in [("lr", self.lr), ("eps", self.eps), *sizes]:
-            if not 0 < size < math.inf:
+            if not 0 < real_number(name, size) < math.inf:
                 raise ValueError(f"{name}: expected a positive number, got {size}")
         # Numbers of numpy's would spoil a checkpoint.
         plain: dict[str, Any] = {
@@ -86,7 +86,18 @@ class Settings:
 
     def lr_of(self, epoch: int) -> float:
         """The step size of an epoch, counted from 0."""
+        epoch = whole_number("epoch", epoch, least=0)
         return max([(0, self.lr), *(each for each in self.later_lr if each[0] <= epoch)])[1]
+
+
+def _pairs(later_lr: Iterable[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    try:
+        pairs = [(at, lr) for at, lr in later_lr]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"later_lr: expected pairs of an epoch and a step size, got {later_lr!r:.60}"
+        ) from None
+    return tuple((whole_number("later_lr", at), real_number("later_lr", lr)) for at, lr in pairs)
 
 
 class Batch(NamedTuple):
@@ -141,8 +152,8 @@ def fit(
 
     Raises:
         ValueError: a number is out of range, the data are on another device than the model or do
-            not fit it, a checkpoint to resume was made with other settings, or the loss has become
-            infinite or not a number.
+            not fit it, a checkpoint to resume was made with other settings, processes were given
+            different things, or the loss has become infinite or not a number.
         WriteError: the checkpoint cannot be written, found out before the first epoch where that is
             possible.
     """
@@ -154,11 +165,18 @@ def fit(
     if resume and checkpoint is None:
         raise ValueError("resume: expected a checkpoint to go on from, got none")
     shared = asdict(chosen)
-    if checkpoint:
+    if checkpoint or parallel.world_size() > 1:
         shared |= {"source": data.source, "images": fingerprint(data)}
         shared |= {"held_out": None if held_out is None else fingerprint(held_out)}
+    found = "none"
     if checkpoint and resume and Path(checkpoint).exists():
-        history = History(**read_checkpoint(checkpoint).restore(model, optimizer, shared))
+        stored = read_checkpoint(checkpoint)
+        history = History(**stored.restore(model, optimizer, shared))
+        weights = digest(stored.weights.values())
+        found = f"one of {history.epochs} epochs, weights of SHA-256 {weights}"
+    # Before the first step: processes of which one has more to do wait for each other forever.
+    # Folders may have other names on other machines.
+    parallel.check_agreed(**{**shared, "source": "", "epochs": epochs, "checkpoint": found})
     if checkpoint and history.epochs < epochs and parallel.is_main():
         rehearse_checkpoint(checkpoint, model)
     replica = DistributedDataParallel(model) if parallel.world_size() > 1 else model
@@ -283,8 +301,9 @@ def stream(
         ValueError: a batch does not fit the model.
     """
     generator, device = seeded(settings.seed, epoch), model.weight.device
-    for images, labels in loader:
-        data = Images(images.to(device), labels.to(device), "a stream", "train")
+    for batch in loader:
+        images, labels = (each.to(device) if isinstance(each, Tensor) else each for each in batch)
+        data = Images(images, labels, "a stream", "train")
         x = binarize(data.images, generator) if settings.resample else data.images
         model.check_images(x)
         model.likelihood.check_support(x)

@@ -353,7 +353,7 @@ def test_other_models_are_refused(other, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": 0}, "n: expected 1 or more images, got 0"),
+        ({"n": 0}, "n: expected a whole number of at least 1, got 0"),
         ({"limit": 0.0}, "limit: expected a positive number, got 0"),
         ({"limit": math.nan}, "limit: expected a positive number, got nan"),
     ],

@@ -1,12 +1,13 @@
 """Whatever a caller passes: numbers come out, or a refusal by name.
 
-Every public function and method of the mathematical modules is called with numbers of all kinds,
-shapes and types. A call has two good ends. Either the numbers that it returns are of single or
-double precision, and NaN only if a NaN went in. Or a ``raise`` of the package ends it with a
-ValueError or TypeError whose message starts with an argument. An error from inside torch is
-neither.
+Every public function and method that takes numbers, from the mathematical modules to figures, is
+called with numbers of all kinds, shapes and types. A call has two good ends. Either the numbers
+that it returns are of single or double precision, and NaN only if a NaN went in. Or a ``raise`` of
+the package ends it with a ValueError or TypeError whose message starts with an argument. An error
+from inside torch is neither.
 """
 
+import copy
 import inspect
 import linecache
 import math
@@ -14,6 +15,7 @@ import re
 import traceback
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -24,22 +26,33 @@ from torch import nn
 import vae_book
 from tests.numbers import repeatable
 from vae_book import (
+    annealing,
     bayes,
     bounds,
+    budget,
+    coding,
     divergences,
     evaluation,
+    figures,
     gradient_estimators,
+    images,
     likelihoods,
     monte_carlo,
     reparameterization,
 )
-from vae_book.device import seeded
-from vae_book.distributions import DiagonalGaussian, FullGaussian, gaussian_log_prob
+from vae_book.annealing import Tempered
+from vae_book.bounds import elbo_terms
+from vae_book.coding import TOTAL, Stack
+from vae_book.device import seeded, standard_normal
+from vae_book.distributions import DiagonalGaussian, FullGaussian, Mixture, gaussian_log_prob
+from vae_book.history import History
 from vae_book.images import Images
 from vae_book.linear_gaussian import LinearGaussian, linear_joint, ppca
-from vae_book.models import CVAE, VAE, ConvVAE
-from vae_book.objectives import Objective
-from vae_book.training import fit
+from vae_book.linear_vae import linear_vae
+from vae_book.models import CVAE, VAE, CompletionVAE, ConvVAE, LabelLinear
+from vae_book.objectives import Objective, importance_weighted_loss
+from vae_book.toy_images import draw_shapes
+from vae_book.training import Settings, fit, stream
 
 pytestmark = pytest.mark.usefixtures("shapes_unchecked")
 CALLS = 80  # of each entry point
@@ -121,9 +134,15 @@ def some(n):
 
 vector, row, matrix = numbers((2,)), numbers((2,), (3, 2)), numbers((2, 2))
 rows, draws = numbers((3, 2)), numbers((3,), (3, 2))
-images = numbers((3, *IMAGE), (3, 2, 2, 2), pool=[0.0, 1.0])
+pictures = numbers((3, *IMAGE), (3, 2, 2, 2), pool=[0.0, 1.0])
 real = st.sampled_from([*MODERATE, *LARGE, -9, 9, np.float32(0.5), torch.tensor(2), *JUNK])
 counts = st.sampled_from([1, 2, 3, 2.0, np.int64(2), 0, -1, 1.5, math.nan, math.inf, "2", None])
+NO_COUNTS = [0, -1, 1.5, math.nan, math.inf, -math.inf, "2", None, True, [2], torch.tensor([1, 2])]
+few = st.sampled_from([*6 * [1, 2], 2.0, np.int64(2), torch.tensor(2), *NO_COUNTS])  # mostly good
+places = st.sampled_from(
+    [0, 2, -1, 3, slice(0, 2), [0, 1], [], [3], torch.tensor([2, 0]), [True, False, True],
+     torch.tensor([True, False, True]), [True], 1.5, None, "0", torch.tensor([0.5]), [[0, 1]], {}]
+)  # fmt: skip
 seeds = st.sampled_from([0, 1, 2**63, 2**64, 2**200, -1, 0.5, None, "0"])
 densities = st.sampled_from(
     [standard_log_density, uniform_log_density, lambda z: z.unsqueeze(-1), lambda z: None]
@@ -140,6 +159,8 @@ MODELS = [
     VAE(2, 3, IMAGE, likelihoods.Gaussian(variance="pixel")),
     CVAE(2, 3, IMAGE, classes=3),
     *(VAE(2, 3, IMAGE).to(dtype) for dtype in (torch.float64, torch.bfloat16, torch.float16)),
+    VAE(2, 3, IMAGE, likelihoods.Bernoulli()),
+    CompletionVAE(2, 3, IMAGE, seen_shape=IMAGE),
 ]
 LIKELIHOODS = [
     likelihoods.Bernoulli(),
@@ -151,6 +172,24 @@ LIKELIHOODS = [
 ]
 model, likelihood = st.sampled_from(MODELS), st.sampled_from(LIKELIHOODS)
 data = st.sampled_from([some(n) for n in (0, 1, 2, 3)])
+halves = range(0, TOTAL + 1, TOTAL // 2)
+tables = st.sampled_from([[halves], [halves, halves], [[0, 0, TOTAL]], [[0]], [[]], [], None, 3])
+symbols = st.sampled_from(
+    [[0], [1], [0, 1], [2], [-1], [0.5], ["a"], [None], [], None, 3, np.array([1]), [[0]]]
+)
+coded = coding.compress(MODELS[6], some(3).images)
+files = st.sampled_from(
+    [*3 * [coded], coded[:-1], coded[:9], coded[:4], b"", coded + b"0", b"VAE1", bytes(40), "VAE1",
+     None, 3, coded[:20] + b"9" + coded[21:], bytearray(coded)]
+)  # fmt: skip
+later = st.sampled_from(
+    [(), ((1, 0.1),), [(1, 0.1)], ((1,),), 3, None, (("1", 0.1),), ((1, "x"),), ((1, None),),
+     ((1, math.nan),), ((1.5, 0.1),), ((0, 1.0),)]
+)  # fmt: skip
+sizes = st.sampled_from(
+    [(1, 2, 2), [1, 4, 4], (1, 2), (0, 2, 2), (1, 2.0, 2), (1, "2", 2), (1, None, 2), 4, None,
+     torch.tensor([1, 2, 2]), "122", (1, math.nan, 2), (-1, 2, 2)]
+)  # fmt: skip
 variance = st.sampled_from(["fixed", "shared", "pixel", "other", None])
 
 # Entry points, each with what its arguments are drawn from ----------------------------------------
@@ -210,13 +249,225 @@ def model_of(latent, hidden, kind):
     return kind(latent, hidden, (1, 4, 4))
 
 
+def informed(mu, log_var, y, n_samples):
+    return budget.information(DiagonalGaussian(mu, log_var), y, n_samples=n_samples)
+
+
+def the_elbo(model, data, steps):
+    return FULL_RANK.elbo(model, data.images, steps)
+
+
+def tempered(model, x, y):
+    return Tempered(model, x, y)
+
+
+def tempered_step(model, data, beta, step, n_leapfrog):
+    target = Tempered(model, data.images, model.told(data))
+    z = torch.zeros(2, len(data), 2)
+    return annealing.transition(target, z, beta, step, n_leapfrog, None)
+
+
+def tempered_search(model, data, betas, n_chains, n_leapfrog):
+    target = Tempered(model, data.images, model.told(data))
+    options = {"n_chains": n_chains, "n_leapfrog": n_leapfrog, "generator": None}
+    return annealing.step_sizes(target, betas, **options)
+
+
+def chains(model, data, betas, steps, n_chains, n_leapfrog, z):
+    target = Tempered(model, data.images, model.told(data))
+    return annealing.anneal(target, betas, steps, n_chains=n_chains, n_leapfrog=n_leapfrog, z=z)
+
+
+def a_loss(model, data, epoch, bound):
+    made = model(data.images, torch.zeros(2, len(data), 2), model.told(data))
+    return Objective(bound=bound).loss(data.images, made, elbo_terms(data.images, made), epoch)
+
+
+def dreg(model, data, eps, doubly):
+    made = model(data.images, eps, model.told(data))
+    return importance_weighted_loss(data.images, made, doubly=doubly)
+
+
+def all_settings(batch_size, lr, seed, n_samples, resample, later_lr, eps, precision):
+    return Settings(
+        batch_size=batch_size, lr=lr, seed=seed, n_samples=n_samples, resample=resample,
+        later_lr=later_lr, eps=eps, precision=precision,
+    )  # fmt: skip
+
+
+def step_size(later_lr, epoch):
+    return Settings(later_lr=later_lr).lr_of(epoch)
+
+
+def trained(model, data, held_out, epochs, batch_size, lr, n_samples, seed):
+    sizes = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "n_samples": n_samples}
+    return fit(copy.deepcopy(model), data, held_out=held_out, seed=seed, **sizes)
+
+
+def streamed(model, x, labels, n_samples, epoch):
+    return tuple(stream(model, [(x, labels)], Settings(n_samples=n_samples), epoch))
+
+
+def seeded_by(seed, more):
+    return torch.rand(2, generator=seeded(seed, more))
+
+
+def of_labels(latent, classes, hidden):
+    return CVAE(latent, hidden, (1, 2, 2), classes=classes)
+
+
+def of_parts(latent, hidden, shape):
+    return CompletionVAE(latent, hidden, (1, 2, 2), seen_shape=shape)
+
+
+def of_sizes(shape, hidden, latent):
+    return VAE(latent, hidden, shape)
+
+
+def layer_of_labels(latent, classes, hidden):
+    return LabelLinear(latent, classes, hidden)
+
+
+def made_images(images, labels, told):
+    return Images(images, labels, "made", "test", told=told)
+
+
+def chosen(data, rows):
+    return data[rows]
+
+
+def other_images(data, images):
+    return data.with_images(images)
+
+
+def a_pass(model, x, eps, y):
+    return model(x, eps, y)
+
+
+def a_stack(state, words, seed):
+    return Stack(state, words, seed)
+
+
+def random_stack(seed):
+    return Stack.random(seed)
+
+
+def from_mixture(mu, log_var, shape):
+    return Mixture(DiagonalGaussian(mu, log_var)).sample(shape)
+
+
+def mixture(mu, log_var):
+    return Mixture(DiagonalGaussian(mu, log_var))
+
+
+def kl_of(mu, log_var, prior_mu, prior_log_var, z):
+    return DiagonalGaussian(mu, log_var).kl(DiagonalGaussian(prior_mu, prior_log_var), z)
+
+
+def checked_history(kl, reconstruction, seconds):
+    columns = {"kl": kl, "reconstruction": reconstruction, "loss": kl, "held_out": []}
+    return History.checked(**columns, seconds=seconds)
+
+
+def a_linear_vae(W, b, sigma):
+    return linear_vae(LinearGaussian(W, b, sigma))
+
+
+def drawn(make, *names):
+    """A figure as a function of its numbers; it has to be made, and is closed again."""
+
+    def draw(**given):
+        try:
+            make(**given)
+        finally:
+            plt.close("all")
+
+    draw.__name__ = make.__name__
+    draw.parameters = names or tuple(inspect.signature(make).parameters)
+    return draw
+
+
+def rows_of_images(images, other):
+    figures.image_rows({"one": images, "other": other})
+
+
+def a_curve(abscissa, ordinate, height, x_limits, size):
+    levels = {"level": height}
+    lines = {"one": (abscissa, ordinate)}
+    figures.curves(lines, "x", "y", points=lines, levels=levels, x_limits=x_limits, size=size)
+
+
+def an_ellipse(mu, cov):
+    figures.ellipses({"one": (mu, cov)}, "x", "y")
+
+
+def of_classes(points, labels):
+    figures.classes(points, labels, "x", "y")
+
+
+FULL_RANK = budget.FullRank(torch.zeros(3, 2), torch.eye(2).expand(3, 2, 2))
+unit = st.sampled_from([0.0, 0.3, 0.5, 1.0, *JUNK, math.nan, math.inf, -1.0])
+
 ARGUMENTS = {
+    "lr": unit,
+    "rate": real,
+    "log_evidence": st.none() | numbers((3,), (2,)),
+    "steps": few,
+    "n_steps": few,
+    "n_temperatures": few,
+    "n_chains": few,
+    "n_leapfrog": few,
+    "epochs": few,
+    "epoch": few,
+    "batch_size": few,
+    "classes": few,
+    "columns": few,
+    "side": few,
+    "seen": few,
+    "levels": few,
+    "latent_bits": few,
+    "betas": st.sampled_from([[0.0, 1.0], [0.0, 0.5, 1.0], [], [0.0], [0.0, "1"], None, 3, (0, 1)]),
+    "step": numbers((3,), (2,)),
+    "momentum": row,
+    "slope": densities,
+    "bound": st.sampled_from(["elbo", "iwae", "iwae-dreg", "other", None, 3]),
+    "doubly": st.booleans(),
+    "held_out": st.none() | data,
+    "eps": numbers((2,), (3, 2), (4, 3, 2), (0, 3, 2)),
+    "later_lr": later,
+    "precision": st.sampled_from(["float32", "bfloat16", "float16", None, 32]),
+    "resample": st.booleans(),
+    "more": seeds,
+    "shape": sizes,
+    "image_shape": sizes,
+    "labels": st.sampled_from([torch.arange(3), torch.arange(2), torch.tensor([0, 1, -1])])
+    | vector,
+    "told": st.none() | pictures,
+    "rows": places,
+    "rest": pictures,
+    "state": st.sampled_from([2**32, 2**33 + 1, 2**64, 0, 2**40 + 0.5, "2", None, math.nan]),
+    "words": st.sampled_from([(), [1, 2], [2**32], [-1], [0.5], ["a"], None, 3, np.array([1])]),
+    "symbols": symbols,
+    "tables": tables,
+    "masses": numbers((2, 3), (1, 2)),
+    "train": pictures,
+    "kl": numbers((1,), (2,)).map(lambda x: x.tolist() if torch.is_tensor(x) else x),
+    "reconstruction": st.sampled_from([[1.0], [1.0, 2.0], [], None, [math.nan], [None], 3]),
+    "seconds": st.sampled_from([[1.0], [1.0, 2.0], [], None, [math.nan], [None], 3]),
+    "abscissa": numbers((3,), (2,)),
+    "ordinate": numbers((3,), (2,)),
+    "height": real,
+    "size": real,
+    "x_limits": st.sampled_from([None, (0.0, 1.0), (0.0,), ("a", 1.0), 3, (math.nan, 1.0)]),
+    "points": numbers((3, 2), (4, 2)),
+    "places": numbers((3, 2), (4, 2)),
+    "gap": real,
+    "other": pictures,
     "mu": row,
     "log_var": row,
     "gradients": draws,
     "prior_mu": vector,
     "prior_log_var": vector,
-    "eps": numbers((2,), (3, 2), (4, 3, 2), (0, 3, 2)),
     "z": row,
     "x": rows,
     "W": numbers((3, 2)),
@@ -240,17 +491,16 @@ ARGUMENTS = {
     "log_weights": draws,
     "log_bounds": row,
     "draws": draws,
-    "logits": images,
-    "params": images,
-    "mean": images,
-    "images": images,
+    "logits": pictures,
+    "params": pictures,
+    "mean": pictures,
+    "images": pictures,
     "log_joint": densities,
     "lower": real,
     "upper": real,
     "n": counts,
     "nats": real,
     "dimensions": counts,
-    "levels": counts,
     "latent": counts,
     "hidden": counts,
     "f": functions,
@@ -274,27 +524,64 @@ ARGUMENTS = {
     "penalty": st.sampled_from(["kl", "naive", "other", None]),
 }
 HERE = {  # where a name stands for something else
+    "refined": {"x": pictures, "n_samples": few},
+    "refined_full": {"x": pictures, "n_samples": few},
+    "nats_budget": {"n_samples": few},
+    "correlation_gain": {"n_samples": few},
+    "the_elbo": {"steps": numbers((2, 3, 2), (3, 2))},
+    "both_sides": {"n": few, "y": labels | st.none()},
+    "leapfrog": {"step": numbers((3, 1), (1,))},
+    "chains": {"z": st.none() | numbers((3, 2), (2, 3, 2)), "steps": numbers((1, 3), (2, 3))},
+    "tempered_step": {"beta": unit},
+    "tempered.log_likelihood": {"x": pictures, "z": numbers((2, 3, 2), (3, 2))},
+    "tempered.log_density": {"x": pictures, "z": numbers((2, 3, 2), (3, 2))},
+    "tempered.slope": {"x": pictures, "z": numbers((2, 3, 2), (3, 2)), "beta": unit},
+    "whole": {"seen": pictures},
+    "streamed": {"x": pictures, "n_samples": few},
+    "all_settings": {"eps": unit},
+    "trained": {"n_samples": few},
+    "file_facts": {"data": files},
+    "decompress": {"data": files, "model": st.sampled_from(MODELS[:3] + 3 * MODELS[6:7])},
+    "standard_normal": {"device": st.just("cpu")},
+    "from_mixture": {"shape": sizes | st.just((3,))},
+    "draw_shapes": {"n": few},
+    "a_pass": {"x": pictures},
+    "layer_of_labels": {"latent": few, "hidden": few},
     "kl_riemann": {"log_q": densities, "log_p": densities},
     "kl_quadrature": {"log_q": densities, "log_p": densities},
     "kl_monte_carlo": {"log_q": densities, "log_p": densities, "z": draws},
     "split_variance": {"draws": numbers((3, 2), (2, 2, 3))},
     "naive_log_evidence": {"log_likelihood": draws},
-    "optimal_variance": {"x": images},
-    "cross_entropy": {"x": images},
-    "elbo": {"x": images},
-    "log_weights": {"x": images},
-    "the.log_prob": {"x": images},
-    "the.check_support": {"x": images},
-    "given_params.log_prob": {"x": images},
-    "a_vae.encode": {"x": images},
+    "optimal_variance": {"x": pictures},
+    "cross_entropy": {"x": pictures},
+    "elbo": {"x": pictures},
+    "log_weights": {"x": pictures},
+    "the.log_prob": {"x": pictures},
+    "the.check_support": {"x": pictures},
+    "given_params.log_prob": {"x": pictures},
+    "a_vae.encode": {"x": pictures},
     "a_vae.decode": {"z": numbers((3, 2), (4, 3, 2))},
 }
-MODULES = [bayes, bounds, divergences, evaluation, gradient_estimators, likelihoods, monte_carlo]
-# They take what a model has made of images, and words.
+MODULES = [
+    annealing,
+    bayes,
+    bounds,
+    budget,
+    coding,
+    divergences,
+    evaluation,
+    gradient_estimators,
+    images,
+    likelihoods,
+    monte_carlo,
+    reparameterization,
+]
+# They take what a model has made of images, and words, or they are called below.
 NOT_CALLED = {"elbo_terms", "pass_log_weights", "protocol", "chunks"}
+NOT_CALLED |= {"information", "transition", "step_sizes", "anneal"}
 PLAIN = [
     function
-    for module in [*MODULES, reparameterization]
+    for module in MODULES
     for name, function in inspect.getmembers(module, inspect.isfunction)
     if function.__module__ == module.__name__ and name[0] != "_" and name not in NOT_CALLED
 ]
@@ -333,6 +620,48 @@ MADE = [
     method(a_vae, "encode", "x", "y"),
     method(a_vae, "decode", "z", "y"),
     method(a_vae, "sample", "n", "y", "pixels"),
+    method(a_vae, "prior", "y"),
+    a_pass,
+    of_sizes,
+    of_labels,
+    of_parts,
+    layer_of_labels,
+    a_linear_vae,
+    method(mixture, "log_prob", "z"),
+    from_mixture,
+    kl_of,
+    method(gaussian, "sample", "shape"),
+    informed,
+    the_elbo,
+    tempered_step,
+    tempered_search,
+    chains,
+    method(tempered, "log_likelihood", "z"),
+    method(tempered, "log_density", "z", "beta"),
+    method(tempered, "slope", "z", "beta"),
+    a_loss,
+    dreg,
+    all_settings,
+    step_size,
+    trained,
+    streamed,
+    checked_history,
+    seeded_by,
+    standard_normal,
+    made_images,
+    chosen,
+    other_images,
+    draw_shapes,
+    a_stack,
+    random_stack,
+    method(a_stack, "push", "symbols", "tables"),
+    method(a_stack, "pop", "tables"),
+    drawn(figures.image_grid),
+    drawn(rows_of_images),
+    drawn(a_curve),
+    drawn(an_ellipse),
+    drawn(of_classes),
+    figures.apart,
 ]
 ENTRIES = {function.__name__: function for function in [*PLAIN, *MADE]}
 
@@ -375,7 +704,7 @@ def check(function, given):
     nan_goes_in = holds_nan(tuple(given.values())) or any(map(inspect.isfunction, given.values()))
     try:
         result = function(**given)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IndexError) as error:
         refusal = error
     else:
         refusal = None
@@ -387,7 +716,7 @@ def check(function, given):
         assert NAMED.match(str(refusal)), f"a message that names no argument: {refusal}"
         return
     for each in parts(result):
-        if isinstance(each, torch.Tensor) and not isinstance(result, nn.Module):
+        if isinstance(each, torch.Tensor) and not isinstance(result, nn.Module | Images):
             whole = each.dtype in (torch.int64, torch.bool)
             assert whole or each.dtype in (torch.float32, torch.float64) or "model" in given
     assert nan_goes_in or not holds_nan(result), "NaN out of numbers"

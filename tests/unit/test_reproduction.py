@@ -206,11 +206,14 @@ def test_without_all_of_mnist_it_ends_in_one_line_that_says_what_to_do(
 
 
 def test_the_list_names_every_row_and_whether_it_was_run(capsys, tmp_path):
-    (tmp_path / "iwae-5.json").touch()
+    whole = next(RESULTS.glob("*.json")).read_bytes()
+    (tmp_path / "iwae-5.json").write_bytes(whole)
+    (tmp_path / "iwae-vae-1.json").write_bytes(whole[:-100])
     main(["reproduce", "--list", "--results", str(tmp_path)])
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert list(lines) == list(ledger.ROWS)
     assert lines["iwae-5"].endswith("measured")
+    assert lines["iwae-vae-1"].endswith("damaged, run it again")
     assert lines["iwae-50"].endswith("not run")
     assert lines["flow-iaf"].endswith("not written yet.")
 
