@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent / "tools"))
 import processes  # sets one thread for each process, before torch is imported
 
 # isort: on
+import importlib.util
 import os
 import runpy
 import tempfile
@@ -35,6 +36,16 @@ matplotlib.use("agg")
 compare_nearly()
 # Every type and shape that the package announces is checked when a test calls it.
 jaxtyping.install_import_hook("vae_book", "beartype.beartype")
+
+
+@pytest.fixture(scope="module")
+def book():
+    """tools/book.py, whose name is that of a folder, too."""
+    path = Path(__file__).parent / "tools" / "book.py"
+    spec = importlib.util.spec_from_file_location("book_tool", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -3,7 +3,6 @@
 import base64
 import copy
 import hashlib
-import importlib.util
 import json
 import re
 import shutil
@@ -12,7 +11,6 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import pytest
 import yaml
 from bs4 import BeautifulSoup
 from pybtex.database import parse_file
@@ -39,15 +37,6 @@ MARKUP = re.compile(
     r"\$[^$\n]+\$|\\[a-zA-Z(\[]+|\{[\w:]+\}`|:::|^#+ |\*\*|\|[ :]*[-\u2013\u2014]+[ :]*\|",
     re.MULTILINE,
 )
-
-
-@pytest.fixture(scope="module")
-def book():
-    """tools/book.py, whose name is that of a folder, too."""
-    spec = importlib.util.spec_from_file_location("book_tool", ROOT / "tools" / "book.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_site_builds_without_a_warning(build):

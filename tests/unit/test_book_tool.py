@@ -1,7 +1,6 @@
 """The tool that runs chapters: outputs and alt texts, and what it does not do twice."""
 
 import base64
-import importlib.util
 from pathlib import Path
 
 import nbformat
@@ -15,14 +14,6 @@ ROOT = Path(__file__).parents[2]
 FIGURE = """from vae_book import display, figures
 import torch
 display.show(figures.image_grid(torch.zeros(3, 1, 28, 28)), f"Three of {1 + 1} images.")"""
-
-
-@pytest.fixture(scope="module")
-def book():
-    spec = importlib.util.spec_from_file_location("book_tool", ROOT / "tools" / "book.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def write_book(top, source, tags=()):
