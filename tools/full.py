@@ -35,6 +35,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "book" / "results" / "full_mnist.json"
 PAGE = "full_mnist.md"
 HEADING = re.compile(r"^#{1,3} (.+)$", re.MULTILINE)
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)  # a comment in code is no heading
 STALE = "*Not measured since this cell was changed: `make full` does it.*"
 TEXT = """# On all of MNIST
 
@@ -88,7 +89,7 @@ def trained(notebook: nbformat.NotebookNode) -> list[tuple[str, str, list[str]]]
     found, section = [], ""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            section = ([section, *HEADING.findall(cell.source)])[-1]
+            section = ([section, *HEADING.findall(FENCED.sub("", cell.source))])[-1]
         elif "trained" in cell.metadata.get("tags", []) and cell.outputs:
             found.append((section, key(cell.source), printed(cell)))
     return found
