@@ -230,9 +230,9 @@ def _points(name: str, *x_and_y: Any) -> Points:
             numbers = np.asarray(given, dtype=float)
         except (TypeError, ValueError, OverflowError):
             raise ValueError(f"{name}: expected numbers, got {given!r:.60}") from None
-        if not 1 <= numbers.ndim <= 2:
-            raise ValueError(f"{name}: expected several numbers, got shape {numbers.shape}")
-        drawn.append(given)
+        if numbers.ndim > 2:
+            raise ValueError(f"{name}: expected a row of numbers, got shape {numbers.shape}")
+        drawn.append(given if numbers.ndim else [given])  # a point alone
     if len(drawn) != 2 or len(drawn[0]) != len(drawn[1]):
         raise ValueError(f"{name}: expected x and y of one length, got {list(map(len, drawn))}")
     return drawn[0], drawn[1]

@@ -434,8 +434,6 @@ class CVAE(ConditionalVAE):
 
     def embed(self, y: Tensor | None) -> Float[Tensor, "... classes"]:
         """One number for each class; all but that of y are 0."""
-        if is_trusted() and isinstance(y, Tensor) and y.is_floating_point():
-            return y  # `forward` has done it
         if (
             not isinstance(y, Tensor)
             or y.dtype == torch.bool
@@ -451,15 +449,6 @@ class CVAE(ConditionalVAE):
         # Unlike one_hot, which looks at the labels again on some devices.
         classes = torch.arange(self.classes, device=y.device)
         return (y.unsqueeze(-1) == classes).to(self.weight)
-
-    def forward(
-        self,
-        x: Float[Tensor, "*batch channels height width"],
-        eps: Float[Tensor, "*sample d"],
-        y: Tensor | None = None,
-    ) -> Pass:
-        """As for `VAE`; labels that have been checked are embedded once for all three methods."""
-        return super().forward(x, eps, self.embed(y) if is_trusted() else y)
 
     def sample(
         self,

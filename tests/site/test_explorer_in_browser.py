@@ -489,7 +489,7 @@ def test_chapter_9_decodes_as_its_checkpoint_does(request, open_page):
     assert problems == []
     # The theme would put a light box around it in dark mode.
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function("document.documentElement.dataset.theme === 'dark'", timeout=5000)
+    page.locator("html[data-theme=dark]").wait_for(timeout=5000)  # not a function: no eval here
     behind = page.locator(".vae-explorer").locator("..")
     assert behind.evaluate("e => getComputedStyle(e).backgroundColor") == "rgba(0, 0, 0, 0)"
     page.close()

@@ -441,18 +441,6 @@ def test_the_pretended_gpu_notices_a_step_that_leaves_it(kind, message, monkeypa
         pretended_step(case, monkeypatch)
 
 
-def test_labels_are_embedded_once_a_step(monkeypatch):
-    calls = []
-    arange = torch.arange
-    monkeypatch.setattr(torch, "arange", lambda *a, **k: calls.append(a) or arange(*a, **k))
-    model, data = tiny(CVAE), gray(8)
-    settings = Settings(**SETTINGS)
-    optimizer = torch.optim.Adam(model.parameters())
-    calls.clear()
-    train_epoch(model, batches(model, data, settings, 0), optimizer, settings, 0)
-    assert calls == [(10,)] * 2
-
-
 # Falling back -------------------------------------------------------------------------------------
 
 

@@ -5,9 +5,12 @@ import pytest
 import torch
 from scipy.signal import correlate2d
 
+from vae_book.evaluation import average_elbo
+from vae_book.images import Images
 from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
 from vae_book.models import CVAE, VAE, CompletionVAE, ConvVAE
 from vae_book.reparameterization import reparameterize
+from vae_book.training import fit
 
 PARTS = ("encoder.1", "to_mu", "to_log_var", "decoder.0", "decoder.2")
 
@@ -894,3 +897,20 @@ def test_a_model_that_completes_takes_each_likelihood(likelihood):
     assert likelihood.log_prob(x, params).shape == (7, 5)
     for pixels in (False, True):
         assert model.sample(5, y=y, pixels=pixels).shape == (5, 3, 2, 3)
+
+
+def test_a_method_of_ones_own_is_given_labels_in_training_and_in_evaluation():
+    """Chapter 11 withholds the label from the decoder in this way."""
+    given = []
+
+    class Watched(CVAE):
+        def decode(self, z, y=None):
+            given.append((y.dtype, y.shape[-1:]))
+            return super().decode(z, torch.zeros_like(y))
+
+    data = Images(torch.rand(6, 1, 4, 4), torch.arange(6) % 3, "made", "train")
+    model = Watched(2, 3, (1, 4, 4), Bernoulli(relaxed=True), classes=3)
+    fit(model, data, epochs=1, batch_size=6)
+    average_elbo(model, data)
+    assert set(given) == {(torch.int64, (6,))}
+    assert len(given) >= 2
