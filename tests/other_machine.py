@@ -20,7 +20,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter, tree_map
 
-from vae_book import annealing, budget, display
+from vae_book import annealing, budget, display, training
 
 DEVICE = torch.device("cpu", 0)
 SENT = {"to", "copy_", "type_as", "set_", "__set__", "__getitem__", "__setitem__"}
@@ -133,6 +133,7 @@ def shorten(module, name, **most):
 
 def main():
     """Run the cells in turn."""
+    shorten(training, "fit", epochs=10)
     for name in ("both_sides", "annealed_log_likelihood"):
         shorten(annealing, name, n_temperatures=3, n_leapfrog=2)
     for name in ("nats_budget", "correlation_gain"):
