@@ -36,8 +36,9 @@ def interrupted(command, ready, first_on_path=""):
 
 
 def test_chapters_stop_with_one_line_and_their_kernels_end(tmp_path):
-    started = tmp_path / "started"
-    cell = f"import os, time; open({str(started)!r}, 'w').write(str(os.getpid())); time.sleep(100)"
+    started = tmp_path / "started"  # a file for each kernel, named by its process
+    started.mkdir()
+    cell = f"import os, time; open(f'{started}/{{os.getpid()}}', 'w').close(); time.sleep(100)"
     nbformat.write(new_notebook(cells=[new_code_cell(cell)]), tmp_path / "long.ipynb")
     script = tmp_path / "run.py"
     script.write_text(
@@ -53,11 +54,12 @@ def test_chapters_stop_with_one_line_and_their_kernels_end(tmp_path):
         "    print('stopped', file=sys.stderr)\n"
         "    sys.exit(130)\n"
     )
-    ready = lambda: started.exists() and started.read_text()  # noqa: E731
+    ready = lambda: len(list(started.iterdir())) == 2  # noqa: E731
     code, said = interrupted([str(script), str(tmp_path / "long.ipynb")], ready)
     assert (code, said) == (130, "stopped")
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(started.read_text()), 0)
+    for kernel in started.iterdir():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(kernel.name), 0)
 
 
 @pytest.mark.parametrize("command", [["tools/book.py", "build"], ["-m", "vae_book", "train"]])
