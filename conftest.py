@@ -101,6 +101,17 @@ def pytest_configure(config):
 
 
 @pytest.fixture
+def one_thread():
+    """Two threads that wait for each other make small steps slow on a busy machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def shapes_unchecked():
     """Call the package as its users do: bad shapes meet its own messages, not jaxtyping's."""
     jaxtyping.config.update("jaxtyping_disable", True)

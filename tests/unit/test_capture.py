@@ -26,6 +26,7 @@ from vae_book.models import CVAE, VAE, CompletionVAE, ConvVAE
 from vae_book.objectives import Objective
 from vae_book.training import Settings, batches, fit, train_epoch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 N, FULL = 22, 5  # images; steps of four of them in an epoch, before one of two
 SETTINGS = {"batch_size": 4, "lr": 3e-3, "seed": 5}
 WAITING = {"_local_scalar_dense", "nonzero", "equal", "_unique2", "masked_select", "lift_fresh"}
@@ -41,14 +42,6 @@ def gray(n=N, dtype=torch.float32):
 def tiny(kind=VAE, **options):
     torch.manual_seed(0)
     return kind(**{"latent": 3, "hidden": 6, **options})
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # A recording without a GPU ------------------------------------------------------------------------
@@ -376,19 +369,24 @@ def test_losses_are_infinite_in_both_ways(recorder):
 # No waiting ---------------------------------------------------------------------------------------
 
 
+def second_epoch(case, device):
+    """A model and its optimizer, what takes the steps of batches, and what makes the batches."""
+    model, data = case.start(device)
+    settings = Settings(**{**SETTINGS, **(case.settings or {})})
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    step = partial(train_epoch, model, optimizer=optimizer, settings=settings, epoch=1)
+    return model, optimizer, step, partial(batches, model, data, settings, 1)
+
+
 @pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_nothing_is_read_back_within_an_epoch(name, recorded):
     """Not for a whole epoch from its first batch on: neither in the loop nor by a recording."""
-    case = CASES[name]
-    model, data = case.start("cpu")
-    settings = Settings(**{**SETTINGS, **(case.settings or {})})
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    step = partial(train_epoch, model, optimizer=optimizer, settings=settings, epoch=1)
+    model, optimizer, step, parts_of_an_epoch = second_epoch(CASES[name], "cpu")
     graph = Recorder()
     captured = CapturedStep(model, optimizer, graph)
     for _ in range(WARM_UP):
-        parts = batches(model, data, settings, 1)
+        parts = parts_of_an_epoch()
         with NoWaiting(), NoFetching():
             totals = captured.epoch(step, parts, 1) if recorded else step(parts)
     assert totals.isfinite().all()
@@ -564,14 +562,10 @@ def test_a_gpu_records_the_steps_and_ends_where_python_does(name, monkeypatch):
 @pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_a_gpu_is_not_waited_for_within_an_epoch(name, recorded):
-    case = CASES[name]
-    model, data = case.start("cuda")
-    settings = Settings(**{**SETTINGS, **(case.settings or {})})
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    step = partial(train_epoch, model, optimizer=optimizer, settings=settings, epoch=1)
+    model, optimizer, step, parts_of_an_epoch = second_epoch(CASES[name], "cuda")
     captured = CapturedStep(model, optimizer, CudaGraph(torch.device("cuda", 0)))
     for epoch in range(WARM_UP + 1):
-        parts = batches(model, data, settings, 1)
+        parts = parts_of_an_epoch()
         torch.cuda.set_sync_debug_mode("error" if epoch == WARM_UP else "default")
         try:
             totals = captured.epoch(step, parts, 1) if recorded else step(parts)

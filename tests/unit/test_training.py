@@ -26,6 +26,7 @@ from vae_book.models import CVAE, VAE, CompletionVAE, ConvVAE
 from vae_book.objectives import Objective
 from vae_book.training import fit
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 N = 10
 SETTINGS = {"batch_size": 4, "lr": 3e-3, "seed": 5}  # steps of 4, 4 and 2 images
 
@@ -65,15 +66,6 @@ def completing(seed=0, **options):
 def data_of(make, n=N, **options):
     """The images of `gray`, cut into parts for a model that is shown one of them."""
     return quadrants(gray(n, **options)) if make is completing else gray(n, **options)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Two threads that wait for each other make small steps slow on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Spy(VAE):
