@@ -7,7 +7,8 @@ PACKAGES := $(VENV)/.packages
 STAMP := $(VENV)/.ready
 # uv where it has a build, three times as fast as pip; it is pinned in the lock like all others.
 INSTALL := $(BIN)/python tools/install.py
-export PYTHONDONTWRITEBYTECODE := 1
+# Compiled once, out of the tree: uv leaves that to the first import, which takes torch seconds.
+export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/.bytecode
 
 .PHONY: help setup book pdf test lab execute index benchmark measure full mutants lint format lock clean
 .DEFAULT_GOAL := help

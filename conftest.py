@@ -28,8 +28,9 @@ runpy.run_path(f"{OFFLINE}/sitecustomize.py")  # not imported: a system may have
 
 # The stored outputs are those of the bundled digits, whatever the user works with.
 os.environ.pop("VAE_BOOK_DATASET", None)
-# Nothing is left behind in the tree.
-os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+# Nothing is left behind in the tree; make has compiled modules stand in the virtual environment.
+if sys.pycache_prefix is None:
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 _scratch = tempfile.TemporaryDirectory(prefix="hypothesis-")
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = _scratch.name
 matplotlib.use("agg")

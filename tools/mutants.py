@@ -373,7 +373,7 @@ def judges(chapter: str, file: str) -> list[str]:
 def fails(copy: Path, tests: str) -> bool:
     """Whether at least one of the tests fails on the mutant; a broken test run is an error."""
     # First on the path, so that the mutant is imported and not the installed package.
-    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     status = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-q", tests],
         cwd=copy,
