@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.utils import save_image
 from tqdm import tqdm
 
 from vae_book import parallel, reproduction
@@ -102,7 +101,7 @@ def sample(*, checkpoint: Path, n: int, seed: int, out: Path) -> None:
         images = model.sample(n, seeded(seed))
     _check_finite(checkpoint, images)
     with replacing(out) as part:
-        save_image(images, part, nrow=math.ceil(math.sqrt(n)))
+        save_grid(images, part, nrow=math.ceil(math.sqrt(n)))
 
 
 def evaluate(
@@ -224,9 +223,16 @@ def _write_pictures(out: Path, epoch: int, model: VAE, held_out: Images, seed: i
     reconstructions = model.decode(model.encode(originals).mu).mean
     pairs = torch.cat([originals, reconstructions])
     with replacing(out / f"reconstruction_{epoch:04}.png") as part:
-        save_image(pairs, part, nrow=len(originals))
+        save_grid(pairs, part, nrow=len(originals))
     with replacing(out / f"sample_{epoch:04}.png") as part:
-        save_image(model.sample(SAMPLES, seeded(seed)), part)
+        save_grid(model.sample(SAMPLES, seeded(seed)), part)
+
+
+def save_grid(images: Tensor, file: Path, nrow: int = 8) -> None:
+    """Save images of shape (n, channels, height, width) as one PNG, ``nrow`` to a row."""
+    from torchvision.utils import save_image  # here, because it takes as long to import as torch
+
+    save_image(images, file, nrow=nrow)
 
 
 def _in_words(history: History) -> str:

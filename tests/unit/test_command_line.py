@@ -82,7 +82,7 @@ def refused(capsys, arguments, code=2):
 
 
 def pictures(path, columns):
-    """The images in a grid that save_image wrote, with its frame of two pixels."""
+    """The images in a grid that save_grid wrote, with its frame of two pixels."""
     grid = np.asarray(Image.open(path).convert("L"))
     rows = (grid.shape[0] - 2) // 30
     assert grid.shape == (rows * 30 + 2, columns * 30 + 2)
@@ -244,14 +244,14 @@ def test_resume_after_an_interruption_within_an_epoch(train, tmp_path, capsys, m
 def test_resume_rewrites_what_an_interruption_cost_an_epoch(train, tmp_path, monkeypatch):
     """The pictures of an epoch are on disk before the checkpoint says that it is over."""
     whole = train(epochs=2, out="whole")
-    save = commands.save_image
+    save = commands.save_grid
 
     def stops(images, path, **options):
         if path.name.endswith("sample_0002.png"):
             raise MemoryError
         save(images, path, **options)
 
-    monkeypatch.setattr(commands, "save_image", stops)
+    monkeypatch.setattr(commands, "save_grid", stops)
     with pytest.raises(MemoryError):
         train(epochs=2, out="parts")
     monkeypatch.undo()
