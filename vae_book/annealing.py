@@ -61,7 +61,7 @@ class Tempered:
 def schedule(n: int, rate: float = 4.0) -> list[float]:
     """The n + 1 values of beta from 0 to 1: of a sigmoid, so that most steps are near both ends.
 
-    As in Wu et al. (2017).
+    As in the code of Wu et al. (2017).
 
     Args:
         n: how many steps.

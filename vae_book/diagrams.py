@@ -52,7 +52,7 @@ def feasible_region(
 ) -> Figure:
     """Models in the plane of rate and distortion, above the line where both add up to the entropy.
 
-    Alemi et al. (2018), figure 1 (book chapter 10).
+    After Alemi et al. (2018) (book chapter 10).
 
     Args:
         models: for each family, by name, rate and distortion of its models, by name.

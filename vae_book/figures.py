@@ -2,7 +2,7 @@
 
 Functions return a matplotlib Figure; `show` displays it with the sentence that states what it
 shows. Figures are narrow with large type, so that they can be read on a phone, and use colors that
-color-blind readers can tell apart (Okabe and Ito, 2008).
+color-blind readers can tell apart (Okabe and Ito, https://jfly.uni-koeln.de/color/).
 """
 
 import math

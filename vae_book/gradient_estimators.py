@@ -192,7 +192,7 @@ def split_variance(draws: Float[Tensor, "n K ..."]) -> VarianceSplit:
 def signal_to_noise(gradients: Float[Tensor, "n ..."]) -> Float[Tensor, "..."]:
     """The size of the mean of a gradient's draws in units of their standard deviation.
 
-    Equation ``eq-snr`` (chapter 13); Rainforth et al. (2018), section 3. Where all draws are
+    Equation ``eq-snr`` (chapter 13); Rainforth et al. (2018), equation 4. Where all draws are
     the same it is infinite, and 0 where they are all 0.
 
     Args:

@@ -150,8 +150,8 @@ def quadrants(data: Images, seen: int = 1) -> Images:
     """Images cut into quarters: some are seen, and the others have to be found (chapter 11).
 
     The quarters lie one behind the other, as the channels of small images, in this order: bottom
-    left, top left, top right, bottom right; Sohn, Lee and Yan (2015), section 5.1. Of images with
-    c channels each quarter has c.
+    left, top left, top right, bottom right. The task is that of Sohn, Lee and Yan (2015), section
+    5.1, the order that of Souza (2020). Of images with c channels each quarter has c.
 
     Args:
         data: images of even height and width.

@@ -407,8 +407,9 @@ SECTIONS: tuple[Section, ...] = (
         "drawn afresh in each step, batches of 20, the decoder's bias started at the mean image, "
         "Adam with $\\epsilon = 10^{-4}$ and, for $i = 0, \\dots, 7$, $3^i$ epochs with step size "
         "$10^{-3 - i/7}$; 59,600 training images; $-\\log p(x)$ by 5,000 importance samples "
-        "{cite}`burda2016`. Their code starts Adam's second moment at one and uses "
-        "$\\beta_1 = 0.99$; ours is Adam as torch has it.",
+        "{cite}`burda2016`. The start of the bias and the number of training images are from their "
+        "code, which also starts Adam's second moment at one and uses $\\beta_1 = 0.99$; ours "
+        "is Adam as the paper and torch have it.",
         {
             "iwae-vae-1": _iwae("VAE", 1, "elbo", 86.76),
             "iwae-vae-5": _iwae("VAE", 5, "elbo", 86.47),
@@ -444,8 +445,8 @@ SECTIONS: tuple[Section, ...] = (
         "An autoencoder that is told the label",
         "The importance-weighted autoencoder above with a prior $p(z \\mid y)$ for each label "
         "{cite}`nbip2021`. This code has 100 latent units where the paper's has 50, and trains "
-        "on all 60,000 images where the paper holds 400 back: its numbers do not compare with "
-        "those of the paper.",
+        "on all 60,000 images where the paper's authors hold 400 back: its numbers do not compare "
+        "with those of the paper.",
         {
             "label-1": _labels(1, 82.32),
             "label-5": _labels(5, 81.41),

@@ -68,9 +68,9 @@ def log_average(log_weights: Float[Tensor, "n ..."]) -> Estimate:
 def effective_sample_size(log_weights: Float[Tensor, "n ..."]) -> Float[Tensor, "..."]:
     r"""About how many equally weighted draws an average of unequally weighted ones is worth.
 
-    Equation ``eq-ess`` (chapter 1); Kong, Liu and Wong (1994), section 4. It is the square of the
-    sum of the weights over the sum of their squares: n for equal weights, 1 if one weight is all
-    that counts, 0 if all weights are zero.
+    Equation ``eq-ess`` (chapter 1); Kong, Liu and Wong (1994). It is the square of the sum of the
+    weights over the sum of their squares: n for equal weights, 1 if one weight is all that counts,
+    0 if all weights are zero.
 
     Args:
         log_weights: logarithms of the n weights, shape (n, ...).
