@@ -110,7 +110,7 @@ def show_table(
     rows: Sequence[Sequence[object]],
     *,
     protocol: Protocol | None = None,
-    decimals: int = 2,
+    decimals: int | Sequence[int] = 2,
 ) -> None:
     """Display a table in a notebook.
 
@@ -123,17 +123,19 @@ def show_table(
         header: the names of the columns.
         rows: the cells.
         protocol: of all numbers in the table, where they are plain ones.
-        decimals: of numbers that are not whole.
+        decimals: of numbers that are not whole, for all columns or for each.
 
     Raises:
-        ValueError: a row has not as many cells as the header, or the measurements in a column do
-            not compare with each other or with ``protocol``.
+        ValueError: a row has not as many cells as the header, or ``decimals`` not as many numbers,
+            or the measurements in a column do not compare with each other or with ``protocol``.
     """
     from IPython.display import display
 
     for row in rows:
         if len(row) != len(header):
             raise ValueError(f"rows: expected {len(header)} cells in each, got {len(row)}")
+    if not isinstance(decimals, int) and len(decimals) != len(header):
+        raise ValueError(f"decimals: expected 1 or {len(header)} numbers, got {len(decimals)}")
     protocols = column_protocols(header, rows)
     for each in protocols:
         if protocol and (differing := differences(protocol, each)):
@@ -143,9 +145,14 @@ def show_table(
     display({"text/markdown": text, "text/plain": text}, raw=True)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]], decimals: int = 2) -> str:
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    decimals: int | Sequence[int] = 2,
+) -> str:
     """The table of `show_table` in Markdown."""
-    lines = [[_cell(value, decimals) for value in row] for row in rows]
+    digits = [decimals] * len(header) if isinstance(decimals, int) else decimals
+    lines = [list(map(_cell, row, digits)) for row in rows]
     columns = list(zip(*lines, strict=True)) or [()] * len(header)
     rule = ["---", *["--:" if all(map(NUMBER.fullmatch, each)) else "---" for each in columns[1:]]]
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines])

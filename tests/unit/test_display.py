@@ -115,6 +115,14 @@ def test_show_table_rounds_and_refuses_rows_that_do_not_fit(displayed):
         display.show_table(["name", "value"], [["a"]])
 
 
+def test_each_column_may_have_digits_of_its_own(displayed):
+    row = [1.25, 2.0625, torch.tensor(3.0)]
+    display.show_table(["a", "b", "c"], [row], decimals=(0, 3, 1))
+    assert displayed[0]["text/plain"].splitlines()[-1] == "| 1 | 2.062 | 3.0 |"
+    with pytest.raises(ValueError, match="decimals: expected 1 or 3 numbers, got 2"):
+        display.show_table(["a", "b", "c"], [row], decimals=(0, 3))
+
+
 def test_a_claim_is_shown_where_it_holds_and_left_out_visibly_elsewhere(displayed):
     for holds in (2 > 1, torch.tensor(2.0) > 1, torch.tensor(0.0) > 1):
         display.claim("Two is more than **one**.", holds)
