@@ -90,13 +90,11 @@ def _give_up_printing() -> None:
 
 
 def _stop(message: str, code: int) -> None:
-    from torch.distributed import is_torchelastic_launched
-
     from vae_book import parallel
 
     if parallel.fails_first() and message:
         # Another process may have its progress bar on this line.
-        start = "\n" if is_torchelastic_launched() else ""
+        start = "\n" if parallel.launched() else ""
         print(f"{start}vae_book: {message}", file=sys.stderr)
     sys.exit(code)
 

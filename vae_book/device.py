@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vae_book import parallel
 from vae_book.checks import whole_number, whole_numbers
 
 # Treat numbers below 1e-38 (denormals) as zero: Adam's running averages decay into that range for
@@ -37,7 +38,7 @@ def best_device() -> torch.device:
     if torch.cuda.is_available():
         return _own_gpu()
     # Under torchrun the processes of a Mac meet on the CPU: their gloo knows no MPS tensors.
-    if torch.backends.mps.is_available() and not dist.is_torchelastic_launched():
+    if torch.backends.mps.is_available() and not parallel.launched():
         return torch.device("mps")
     return torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""Likelihoods p(x | z) of images, given what a decoder puts out (chapter 6).
+"""Likelihoods p(x | z) of images, given the output of a decoder (chapter 6).
 
 A likelihood turns the decoder's raw output, ``params``, into a distribution over the pixels:
 ``likelihood.given(params)``. Images have the shape (..., channels, height, width); log-densities
@@ -28,7 +28,7 @@ class Likelihood(ABC):
     """What a decoder's output means. A new one says what it gives each pixel, and how it is drawn.
 
     Attributes:
-        params_per_pixel: how many numbers the decoder puts out for each pixel; they lie along the
+        params_per_pixel: how many numbers the decoder outputs for each pixel; they lie along the
             channels.
     """
 
@@ -44,7 +44,7 @@ class Likelihood(ABC):
 
         Args:
             x: images, shape (..., channels, height, width).
-            params: what the decoder puts out; its shape ends in the shape of x, with
+            params: the output of the decoder; its shape ends in the shape of x, with
                 ``params_per_pixel`` times the channels, with any axes for samples before.
 
         Returns:

@@ -365,7 +365,7 @@ class LabelLinear(nn.Linear):
     Args:
         latent: the size d of z.
         classes: how many labels there are.
-        hidden: how many numbers to put out.
+        hidden: how many numbers to output.
     """
 
     def __init__(self, latent: int, classes: int, hidden: int) -> None:

@@ -35,7 +35,7 @@ def launch(processes: int, arguments: Sequence[str]) -> tuple[int, list[str]]:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    if dist.is_torchelastic_launched():
+    if launched():
         raise ValueError("processes: expected 1 under torchrun, which starts the processes itself")
     options = ["--standalone", "--local-addr=localhost", f"--nproc-per-node={processes}"]
     logging.disable()
@@ -58,6 +58,11 @@ def _name(other: int) -> str:
     return f"the process of rank {other}"
 
 
+def launched() -> bool:
+    """Whether torchrun or `launch` has started this process, as one of several."""
+    return dist.is_torchelastic_launched()
+
+
 @contextmanager
 def process_group() -> Iterator[None]:
     """Join the processes that ``torchrun`` started; leave them at the end of the block.
@@ -65,7 +70,7 @@ def process_group() -> Iterator[None]:
     Tensors on GPUs travel by NCCL, those on CPUs by gloo.
     """
     global _store
-    if not dist.is_torchelastic_launched():
+    if not launched():
         yield
         return
     _store, rank, world_size = next(dist.rendezvous("env://"))
