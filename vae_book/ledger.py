@@ -314,8 +314,8 @@ def _completion(seen: int, network: float, vae: float) -> dict[str, Row]:
     other = partial(Published, key="pyrocvae", where="its table", comparable=False)
     why = (
         "The published numbers are those of gray levels, two hidden layers of 500 units and 200 "
-        "latent units, trained for at most 50 epochs and stopped early; that of the conditional "
-        "VAE is a negative ELBO. Another task, shown for its order of magnitude."
+        "latent units, trained for at most 50 epochs and stopped early, by the test images; that of "
+        "the conditional VAE is a negative ELBO. Another task, shown for its order of magnitude."
     )
     return {
         f"completion-{seen}-network": Row(
@@ -458,8 +458,8 @@ SECTIONS: tuple[Section, ...] = (
             "The missing quarters of a binary digit, given the others (chapter 11): one hidden "
             "layer of 400 units, $d = 20$, Adam with step size 1e-3, batches of 128, 20 epochs. "
             "The deterministic network has no $z$, and its $-\\log p$ is exact. "
-            "{cite:t}`sohn2015` introduced the task; the published numbers here are those of a "
-            "later reproduction {cite}`pyrocvae`.",
+            "{cite:t}`sohn2015` try their model on this task; the published numbers here are those "
+            "of a later reproduction {cite}`pyrocvae`.",
             _completion(seen, network, vae),
         )
         for seen, words, network, vae in (
