@@ -314,8 +314,8 @@ def _completion(seen: int, network: float, vae: float) -> dict[str, Row]:
     other = partial(Published, key="pyrocvae", where="its table", comparable=False)
     why = (
         "The published numbers are those of gray levels, two hidden layers of 500 units and 200 "
-        "latent units, trained for at most 50 epochs and stopped early, by the test images; that of "
-        "the conditional VAE is a negative ELBO. Another task, shown for its order of magnitude."
+        "latent units, trained for at most 50 epochs and stopped early, by the test images; that "
+        "of the conditional VAE is a negative ELBO. Another task, shown for its order of magnitude."
     )
     return {
         f"completion-{seen}-network": Row(

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 CARDED = ("11_conditional_vae", "13_how_good_is_it")  # all of their tables hold measured numbers
 # Of these chapters: what stands in the cells that show tables of stored results.
 STORED = {
-    "11_conditional_vae": ("from_dict(run", "one_row(run)"),
+    "11_conditional_vae": ("one_row(run)", "from_dict(run"),
     "13_how_good_is_it": ("stored(row",),
 }
 CARD = re.compile(r"^\*Protocol: .+; .+, [\d,]+ images, \S+ pixels.*\*$")
