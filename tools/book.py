@@ -191,7 +191,7 @@ def inputs_key(notebook: NotebookNode, device: str) -> str:
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         digest.update(f"{cell.cell_type}\0{tags}\0{cell.source}\0".encode())
-    for files in ("vae_book/*.py", "vae_book/*.js", "requirements.lock", "book/results/*.*"):
+    for files in ("vae_book/*.py", "vae_book/*.js", "requirements.lock", "book/results/**/*.*"):
         for path in sorted(ROOT.glob(files)):
             digest.update(path.read_bytes())
     digest.update(

@@ -65,7 +65,7 @@ def line(
 ) -> tuple[Protocol, list]:
     """The protocol and the cells of one number."""
     stored = read(results / f"{name}.json")
-    theirs = "none known" if published is None else f"{published.value:g} {cited(published)}"
+    theirs = "none known" if published is None else f"{published.value} {cited(published)}"
     epochs = f"{row.epochs} of {row.published_epochs:,}" if row.epochs else "-"
     if stored is None:
         return row.planned(measure), [f"`{name}`", row.model, theirs, NOT_RUN, "-", epochs]

@@ -26,6 +26,7 @@ from vae_book.monte_carlo import Estimate, average
 from vae_book.reparameterization import reparameterize_full
 
 TABLE = 4_000_000  # densities at a time, of draws of z under the q(z | x) of all images
+MEASURING = 1  # the stream of noise that measures a q: one that its search has not seen
 
 
 class Split(NamedTuple):
@@ -109,7 +110,8 @@ def nats_budget(
     enough_draws(data=data.images)
     q_z, told = posteriors(model, data), model.told(data)
     best_q = _all_refined(model, data, steps, generator)
-    # The same noise for both: most of what it does to them cancels in their difference.
+    # The same noise for both: most of what it does to them cancels in their difference. None of it
+    # was seen by the search, which may have fitted q to what it saw.
     terms, _ = _bounds(model, data, q_z, n_samples, seed)
     best, weighted = _bounds(model, data, best_q, n_samples, seed)
     evidence = weighted if log_evidence is None else log_evidence.to(weighted)
@@ -270,13 +272,13 @@ def correlation_gain(
     """How much of the approximation gap of `nats_budget` a q with correlated units closes, in nats.
 
     The ELBO of the best Gaussian less that of the best diagonal one, image by image and with the
-    same noise.
+    same noise, which neither search has seen.
 
     Args:
         model, data, n_samples, steps, seed: as for `nats_budget`.
     """
-    n_samples, generator, noise = whole_number("n_samples", n_samples), seeded(seed), seeded(seed)
-    gains = []
+    n_samples, gains = whole_number("n_samples", n_samples), []
+    generator, noise = seeded(seed), seeded(seed, MEASURING)
     for x, y in chunks(model, data, 8):
         diagonal = refined(model, x, y, steps=steps, generator=generator)
         full = refined_full(model, x, y, steps=steps, generator=generator)
@@ -383,7 +385,7 @@ def _bounds(
     model: VAE, data: Images, q_z: DiagonalGaussian, n_samples: int, seed: int
 ) -> tuple[Elbo, Tensor]:
     """The ELBO and the importance-weighted bound of each image with this q."""
-    generator, found, done = seeded(seed), [], 0
+    generator, found, done = seeded(seed, MEASURING), [], 0
     for x, y in chunks(model, data, n_samples):
         rows = slice(done, done := done + len(x))
         made = _passed(model, q_z[rows], _opposite_pairs(n_samples, q_z.mu[rows], generator), y)

@@ -12,10 +12,17 @@ from pathlib import Path
 import pytest
 
 from vae_book.display import show_table
+from vae_book.ledger import ROWS
 from vae_book.protocol import Measurement, Protocol
 
 ROOT = Path(__file__).parents[2]
-CARDED = {"13_how_good_is_it": None, "06_likelihoods": "trained"}  # the tag of measuring cells
+# All tables of these chapters hold measured numbers, or those of the cells with a tag.
+CARDED = {"06_likelihoods": "trained", "11_conditional_vae": None, "13_how_good_is_it": None}
+# What stands in the cells that show tables of stored results.
+STORED = {
+    "11_conditional_vae": ("one_row(run)", "from_dict(run"),
+    "13_how_good_is_it": ("stored(row",),
+}
 CARD = re.compile(r"^\*Protocol: .+; .+, [\d,]+ images, \S+ pixels.*\*$")
 
 
@@ -47,13 +54,14 @@ def test_every_table_has_its_card(name):
 @pytest.mark.parametrize("name", CARDED)
 def test_a_standard_error_in_a_table_is_that_of_a_measurement(name):
     """Else nobody would compare its protocol with that of the others in its column."""
-    sources = [cell["source"].split("claim(")[0] for cell in code(name)]
+    printed = re.compile(r"^print\(.*$|^claim\(.*", re.MULTILINE)
+    sources = [printed.sub("", cell["source"]) for cell in code(name)]
     by_hand = re.compile(r"±|\bpm\(|with_error\(")
     assert not [each for each in sources if "show_table(" in each and by_hand.search(each)]
 
 
-def rows_of_results():
-    return json.loads((ROOT / "book" / "results" / "chapter_13.json").read_text())
+def results_of(name):
+    return json.loads((ROOT / "book" / "results" / f"chapter_{name[:2]}.json").read_text())
 
 
 @pytest.fixture
@@ -64,16 +72,18 @@ def displayed(monkeypatch):
 
 
 @pytest.fixture
-def chapter(displayed):
-    """Run the cells of chapter 13 that show tables of stored results, of these results."""
+def chapter(displayed, monkeypatch):
+    """Run the cells of a chapter that show tables of stored results, of these results."""
+    monkeypatch.chdir(ROOT / "book")
 
-    def run(results):
-        sources = [cell["source"] for cell in code("13_how_good_is_it")]
+    def run(name, results):
+        sources = [cell["source"] for cell in code(name)]
         start = next(each for each in sources if each.startswith("import json"))
-        own = [each for each in sources if "stored(row" in each]
+        own = [each for each in sources if any(mark in each for mark in STORED[name])]
         assert len(own) == 3
         space = {}
         exec(compile(start, "imports", "exec"), space)
+        monkeypatch.setattr(space["json"], "loads", lambda text: results)
         space["results"] = results
         for source in own:
             exec(compile(source, "cell", "exec"), space)
@@ -82,21 +92,31 @@ def chapter(displayed):
     return run
 
 
-def test_the_tables_of_stored_results_are_shown(chapter):
-    assert chapter(rows_of_results()) >= 3
+@pytest.mark.parametrize("name", STORED)
+def test_the_tables_of_stored_results_are_shown(chapter, name):
+    assert chapter(name, results_of(name)) >= 3
 
 
-@pytest.mark.parametrize("change", [{"n_images": 7}, {"pixels": "grayscale"}, {"K": 3}])
+@pytest.mark.parametrize("change", [{"n_images": 7}, {"pixels": "colored"}, {"K": 3}])
 @pytest.mark.parametrize(
-    ("part", "line"), [("both sides", "gap"), ("budget", "elbo"), ("objectives", "elbo")]
+    ("name", "line", "column"),
+    [
+        ("13_how_good_is_it", "gap", "the column 'between them'"),
+        ("13_how_good_is_it", "elbo", "the column 'VAE'"),
+        ("13_how_good_is_it", "weighted", "the column 'log p"),
+        ("11_conditional_vae", "held_out", "the column 'negative bound'"),
+        ("11_conditional_vae", "obeyed", "the column 'obeyed, %'"),
+    ],
 )
-def test_a_table_of_the_chapter_that_would_mix_protocols_is_refused(chapter, part, line, change):
-    results = rows_of_results()
-    row = next(each for each in results if each["part"] == part)
+def test_a_table_of_a_chapter_that_would_mix_protocols_is_refused(
+    chapter, name, line, column, change
+):
+    results = results_of(name)
+    row = next(each for each in results if line in each)
     row[line]["protocol"] |= change
-    (name,) = change
-    with pytest.raises(ValueError, match=rf"^rows: expected one protocol in the column .* {name} "):
-        chapter(results)
+    (changed,) = change
+    with pytest.raises(ValueError, match=rf"^rows: expected one protocol in {column}.* {changed} "):
+        chapter(name, results)
 
 
 @pytest.mark.parametrize("change", ["quantity", "pixels", "binarization", None])
@@ -114,3 +134,20 @@ def test_bounds_on_different_things_need_columns_of_their_own(displayed, change)
     with pytest.raises(ValueError, match=rf"column 'density of gray', got {change} "):
         exec(cell["source"], space)
     assert not displayed
+
+
+@pytest.mark.parametrize("change", [{"n_images": 7}, {"pixels": "colored"}, {"epochs": 3}])
+def test_completions_of_two_protocols_share_no_table(chapter, change):
+    results = results_of("11_conditional_vae")
+    results[-1]["protocol"] |= change
+    with pytest.raises(ValueError, match="too many values to unpack"):
+        chapter("11_conditional_vae", results)
+
+
+@pytest.mark.parametrize("kind", ["-network", ""])
+def test_the_published_completions_of_chapter_11_are_those_of_the_ledger(kind):
+    published = [ROWS[f"completion-{seen}{kind}"].measures.values() for seen in (1, 2, 3)]
+    one, two, three = (each.value for (each,) in published)
+    cells = json.loads((ROOT / "book" / "11_conditional_vae.ipynb").read_text("utf-8"))["cells"]
+    (prose,) = ("".join(cell["source"]) for cell in cells if "pyrocvae" in "".join(cell["source"]))
+    assert f"{one}, {two} and {three}" in prose

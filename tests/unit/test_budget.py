@@ -82,7 +82,7 @@ def test_with_the_best_encoder_all_that_is_missing_is_the_approximation_gap(agre
     error = found.approximation_gap.standard_error  # of draws alone: all images have the same gap
     agree(found.approximation_gap, gap.mean())
     assert error < 0.005
-    assert abs(found.amortization_gap.value) < 0.002
+    assert -0.005 < found.amortization_gap.value < 0.001  # a search ends near the best q
     assert found.amortization_gap.standard_error < 0.002
     assert found.log_evidence.value == evidence.mean()
     assert found.log_evidence.standard_error == evidence.std() / 40**0.5
@@ -171,6 +171,13 @@ def test_the_refined_q_is_the_one_that_a_minimizer_finds_on_a_grid(kind):
         assert started - found > 0.02
 
 
+def test_a_bound_is_measured_with_noise_that_the_search_has_not_seen():
+    """A step away from the optimum loses nats; on the noise of that step it would gain 0.04."""
+    _, data = made_data(60)
+    found = [nats_budget(off(), data, n_samples=8, steps=1, seed=seed) for seed in range(20)]
+    assert -0.01 < statistics.mean(each.amortization_gap.value.item() for each in found) < 0
+
+
 # A richer family ---------------------------------------------------------------------------------
 
 
@@ -203,12 +210,25 @@ def test_in_a_linear_model_correlations_are_all_of_the_approximation_gap():
     assert found.standard_error < 0.01
 
 
-def test_in_a_model_with_one_unit_there_is_nothing_to_correlate():
+def one_unit(n):
+    """A linear model of a single unit, and images that it made."""
     exact = LinearGaussian(double([[1.0], [0.5]]), double([0.0, 0.3]), 0.8)
-    _, x = exact.sample(20, seeded(3))
-    data = Images(x.reshape(20, 1, 1, 2), torch.zeros(20).long(), "model", "test")
-    found = correlation_gain(linear_vae(exact), data, n_samples=500)
+    _, x = exact.sample(n, seeded(3))
+    data = Images(x.reshape(n, 1, 1, 2), torch.zeros(n).long(), "model", "test")
+    return data, linear_vae(exact)
+
+
+def test_in_a_model_with_one_unit_there_is_nothing_to_correlate():
+    data, model = one_unit(20)
+    found = correlation_gain(model, data, n_samples=500)
     assert abs(found.value) < 0.01
+
+
+def test_a_gain_is_measured_with_noise_that_neither_search_has_seen():
+    """With one unit the families are one; on the noise of one search the other would lose 0.03."""
+    data, model = one_unit(60)
+    found = [correlation_gain(model, data, n_samples=8, steps=1, seed=seed) for seed in range(20)]
+    assert abs(statistics.mean(each.value.item() for each in found)) < 0.01
 
 
 @pytest.mark.parametrize("kind", [CVAE, CompletionVAE])

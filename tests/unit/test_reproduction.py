@@ -279,9 +279,10 @@ def test_every_number_of_ours_on_the_page_is_in_the_results(section, tmp_path, r
     number["value"], number["standard_error"], number["spread_over_seeds"] = 123.456, 0.789, 0.5
     path.write_text(json.dumps(stored))
     text = page_of.page(tmp_path / "results", (section,))
-    cells = "| 100 {cite}`someone2020`, table 1 | 123.46 ± 0.79 | +23.46 | 2 of 8 |"
+    theirs = "100.0 {cite}`someone2020`, table 1"
+    cells = f"| {theirs} | 123.46 ± 0.79 | +23.46 | 2 of 8 |"
     assert f"| `tiny` | VAE 784-4-2 {cells}" in text
-    assert "| `other` | another | 100 {cite}`someone2020`, table 1 | not run | - | 2 of 8 |" in text
+    assert f"| `other` | another | {theirs} | not run | - | 2 of 8 |" in text
     assert "`tiny`: We stop after 2 of 8 epochs, 25.0%. Spread over 2 seeds:" in text
     assert "none known" in text
     assert text.count("*Protocol: ") == 2  # one for each quantity

@@ -1,6 +1,7 @@
 """Completed digits, and whether a conditional VAE draws what it is asked for (chapter 11)."""
 
 import statistics
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from vae_book.device import seeded
 from vae_book.evaluation import aggregated_kl_bound, average_elbo, log_likelihood
 from vae_book.images import Images, binarize, quadrants
 from vae_book.models import CVAE, CompletionVAE
+from vae_book.protocol import Measurement, Protocol
 from vae_book.training import fit
 
 EPOCHS_OF_A_COMPLETION = 20
@@ -82,19 +84,48 @@ def obeyed(
 ) -> dict:
     """How often samples show the digit that was asked for, and the bound, over all seeds."""
     runs = [one_seed(judge, name, train, test, epochs, seed) for seed in SEEDS]
+    bounds, shares = [run["bound"] for run in runs], [run["obeyed"] for run in runs]
+    how = replace(
+        bounds[0].protocol,
+        quantity="negative ELBO given y, noise of its own in each run",
+        seeds=tuple(SEEDS),
+        epochs=epochs,
+        standard_error="images, in brackets the spread over training seeds",
+    )
     return {
-        **protocol("CVAE 784-400-20", train, runs[0]["bound"]),
+        **protocol("CVAE 784-400-20", train, bounds[0]),
         "choice": name,
         "epochs": epochs,
         "samples": SAMPLES_A_SEED,
         "judge": "two convolutions, trained on full MNIST",
         "judge_accuracy": right,
-        "obeyed_each": [run["obeyed"] for run in runs],
-        "held_out_each": [run["bound"].negative_elbo for run in runs],
-        "standard_error": statistics.mean(run["bound"].standard_error for run in runs),
-        "kl": statistics.mean(run["bound"].kl for run in runs),
+        "obeyed_each": shares,
+        "obeyed": percent(shares, how),
+        "held_out_each": [bound.negative_elbo for bound in bounds],
+        "held_out": over_seeds(
+            [bound.negative_elbo for bound in bounds],
+            [bound.standard_error for bound in bounds],
+            how,
+        ),
+        "kl": statistics.mean(bound.kl for bound in bounds),
         "prior_gap": statistics.mean(run["gap"] for run in runs),
     }
+
+
+def percent(shares: list[float], how: Protocol) -> dict:
+    """The share of samples that obey, of 100; each seed draws `SAMPLES_A_SEED`."""
+    quantity = "samples of 100 in which the judge sees the digit asked for"
+    of_samples = replace(
+        how, quantity=quantity, source="the CVAE's own", split="samples", n_images=SAMPLES_A_SEED
+    )
+    errors = [100 * (p * (1 - p) / SAMPLES_A_SEED) ** 0.5 for p in shares]
+    return over_seeds([100 * p for p in shares], errors, replace(of_samples, K=None))
+
+
+def over_seeds(values: list[float], errors: list[float], how: Protocol) -> dict:
+    """The mean over seeds, its standard error over images, and the spread of seeds."""
+    mean, error = statistics.mean(values), statistics.mean(errors)
+    return Measurement(mean, error, how, spread_over_seeds=statistics.stdev(values)).as_dict()
 
 
 @torch.no_grad()
@@ -148,10 +179,19 @@ def completion(train: Images, test: Images) -> dict:
     bound = average_elbo(vae, test)
     sampled = log_likelihood(vae, test, n_samples=100)
     monte_carlo = log_likelihood(vae, test, n_samples=100, from_prior=True)
+    how = replace(
+        exact.protocol,
+        quantity="-log p(missing | seen), by the estimate of the row",
+        K=None,
+        binarization="test images drawn once, seed 0; training images afresh in each step",
+        seeds=(0,),
+        standard_error=None,
+        epochs=EPOCHS_OF_A_COMPLETION,
+    )
     return {
         **protocol("CompletionVAE, 400 units, d = 20", train, bound),
-        "quantity": "-log p(missing | seen) of binary pixels, K = 100",
-        "training_pixels": "binary, drawn afresh in each step",
+        "quantity": how.quantity,
+        "protocol": how.as_dict(),
         "seeds": [0],
         "seen": seen,
         "epochs": EPOCHS_OF_A_COMPLETION,
