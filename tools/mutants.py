@@ -5,7 +5,8 @@
 
 Each mutant is a copy of the repository with one line changed. It has to fail the unit tests of the
 module that it changes, and again the chapter whose formula it breaks. To add one, name the chapter
-and the mutant, then the function, the text to replace (it stands there once) and what replaces it.
+(or none, "", where no chapter runs that line) and the mutant, then the function, the text to
+replace (it stands there once) and what replaces it.
 In which module the function is does not matter; a mutant whose text is gone is reported as stale.
 `make mutants` runs all; it takes half an hour to an hour and changes nothing here.
 """
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 from equations import definitions
@@ -220,8 +222,8 @@ MUTANTS = {
         "draws.mean(1).var(0) - z / draws.shape[1]",
         "draws.mean(1).var(0)",
     ),
-    ("07", "sum over draws"): ("_over_samples", ".mean(0)", ".sum(0)"),
-    ("07", "one draw a step, whatever is asked"): (
+    ("09", "sum over draws"): ("_over_samples", ".mean(0)", ".sum(0)"),
+    ("", "one draw a step, whatever is asked"): (  # no chapter trains with several
         "batches",
         "standard_normal((settings.n_samples, len(data)",
         "standard_normal((1, len(data)",
@@ -353,21 +355,29 @@ def main(words: list[str]) -> int:
 
 def place(function: str, old: str, new: str) -> tuple[str, str] | None:
     """The module that holds the function, and its text with the change; None if there is none."""
+    for file, lines, name, body in functions():
+        if name == function and "".join(lines[body]).count(old) == 1:
+            changed = "".join(lines[body]).replace(old, new)
+            return file, "".join([*lines[: body.start], changed, *lines[body.stop :]])
+    return None
+
+
+@cache
+def functions() -> list[tuple[str, list[str], str, slice]]:
+    """Of each function of the package: its file, the lines of that, its name, and which are its."""
+    found = []
     for path in sorted((ROOT / "vae_book").glob("*.py")):
         lines = path.read_text().splitlines(keepends=True)
         for name, node in definitions(ast.parse("".join(lines))):
-            body = slice(node.lineno - 1, node.end_lineno)
-            if name == function and "".join(lines[body]).count(old) == 1:
-                lines[body] = ["".join(lines[body]).replace(old, new)]
-                return path.name, "".join(lines)
-    return None
+            found.append((path.name, lines, name, slice(node.lineno - 1, node.end_lineno)))
+    return found
 
 
 def judges(chapter: str, file: str) -> list[str]:
     """What a mutant of the file has to fail: the module's unit tests, and the chapter."""
-    (notebook,) = (ROOT / "book").glob(f"{chapter}_*.ipynb")
     tests = "doctor.py" if file in DOCTORS else file
-    return [f"tests/unit/test_{tests}", f"book/{notebook.name}"]
+    chapters = (ROOT / "book").glob(f"{chapter}_*.ipynb")
+    return [f"tests/unit/test_{tests}", *(f"book/{each.name}" for each in chapters)]
 
 
 def fails(copy: Path, tests: str) -> bool:

@@ -256,7 +256,7 @@ def _iwae_settings(K: int, bound: str, batch_size: int = 20) -> dict[str, Any]:
 
 
 _EARLY = (
-    "We stop after {epochs} of {published_epochs} epochs, {percent} of the schedule; the step "
+    "We stop after {epochs} of {published_epochs:,} epochs, {percent} of the schedule; the step "
     "sizes are those of its first epochs."
 )
 
@@ -397,7 +397,7 @@ SECTIONS: tuple[Section, ...] = (
                 },
                 settings={"batch_size": 100, "lr": 1e-4},
                 binarization="static",
-                reason="We train for {epochs} of {published_epochs} epochs, {percent}, with "
+                reason="We train for {epochs} of {published_epochs:,} epochs, {percent}, with "
                 "step size 1e-4 throughout, and on another drawing of the binary pixels.",
             )
         },
