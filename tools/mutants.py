@@ -274,7 +274,7 @@ MUTANTS = {
         " + variance.diag()",
         "",
     ),
-    ("10", "fault left switched on"): (
+    ("12", "fault left switched on"): (
         "fault",
         "        _replace(chosen, broken, intact)",
         "        pass",

@@ -388,6 +388,29 @@ class LabelLinear(nn.Linear):
         return super().forward((row.unsqueeze(-1) * z_and_one.unsqueeze(-2)).flatten(-2))
 
 
+PACE = 10.0
+
+
+class LabelTable(nn.Linear):
+    """Numbers for each label, all 0 at first: a one-hot row picks a column of `PACE` times a matrix.
+
+    Adam moves each weight by about its step size, however large the gradient. At steps of 0.001 a
+    prior would be long on its way; the factor lets it move ten times as fast as a weight.
+
+    Args:
+        classes: how many labels there are.
+        numbers: how many numbers each of them has.
+    """
+
+    def __init__(self, classes: int, numbers: int) -> None:
+        super().__init__(classes, numbers, bias=False)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, row: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch numbers"]:
+        """The numbers of the label of each row."""
+        return PACE * super().forward(row)
+
+
 class CVAE(ConditionalVAE):
     """A VAE that is told the label y of the image, as ten numbers (for ten classes), one of them 1.
 
@@ -419,14 +442,12 @@ class CVAE(ConditionalVAE):
     ) -> None:
         classes = whole_number("classes", classes)
         latent = whole_number("latent", latent)
-        table = nn.Linear(classes, 2 * latent, bias=False) if learned_prior else None
+        table = LabelTable(classes, 2 * latent) if learned_prior else None
         super().__init__(classes, latent, hidden, image_shape, likelihood, table)
         self.classes = classes
         self.learned_prior, self.own_weights = bool(learned_prior), bool(own_weights)
         if own_weights:
             self.decoder[0] = LabelLinear(latent, classes, self.hidden)
-        if table is not None:
-            nn.init.zeros_(table.weight)  # all labels start from N(0, I)
 
     def told(self, data: Images) -> Tensor | None:
         """The labels of the images."""

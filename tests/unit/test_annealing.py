@@ -25,7 +25,7 @@ from vae_book.images import Images
 from vae_book.likelihoods import Bernoulli as BlackAndWhite
 from vae_book.linear_gaussian import LinearGaussian
 from vae_book.linear_vae import linear_vae
-from vae_book.models import CVAE, VAE, CompletionVAE
+from vae_book.models import CVAE, PACE, VAE, CompletionVAE
 from vae_book.monte_carlo import average
 
 EXACT = LinearGaussian(double([[1.0, 0.9], [-0.5, 0.1], [0.7, 0.4]]), double([0.1, 0, -0.2]), 0.5)
@@ -113,7 +113,7 @@ def test_for_every_model_the_bounds_meet_at_the_integral_over_z(kind):
             CVAE(1, 8, shape, BlackAndWhite(), classes=3, own_weights=False),
             torch.arange(4) % 3,
         )
-        torch.nn.init.normal_(model.prior_network.weight, std=0.5)
+        torch.nn.init.normal_(model.prior_network.weight, std=0.5 / PACE)
     else:
         model, y = VAE(1, 8, shape, BlackAndWhite()), None
     model = model.double()
@@ -195,7 +195,7 @@ def test_each_image_gets_steps_of_its_own_that_are_accepted_as_often_as_wanted()
     """Images of models with a narrow and a wide posterior: a pixel that is told y pixels apart."""
     torch.manual_seed(0)
     model = CVAE(2, 8, (1, 4, 4), BlackAndWhite(), classes=2, learned_prior=True).double()
-    model.prior_network.weight.data[2:, 1] = -4  # variances of e^-4 for one of the two labels
+    model.prior_network.weight.data[2:, 1] = -4 / PACE  # variances of e^-4 for one of the two labels
     x, y = torch.rand(6, 1, 4, 4, generator=seeded(1)).round().double(), torch.arange(6) % 2
     about, betas = Tempered(model, x, y), schedule(40)
     sizes = step_sizes(about, betas, n_chains=50, n_leapfrog=4, generator=seeded(0))

@@ -29,7 +29,7 @@ from vae_book.evaluation import average_elbo
 from vae_book.images import Images
 from vae_book.likelihoods import Bernoulli, Gaussian
 from vae_book.linear_gaussian import LinearGaussian
-from vae_book.models import CVAE, VAE, CompletionVAE
+from vae_book.models import CVAE, PACE, VAE, CompletionVAE
 from vae_book.monte_carlo import average, log_average
 
 EVERY_IMAGE = torch.tensor(
@@ -51,13 +51,13 @@ def small(latent=1, kind=VAE, **options):
         for weight in model.parameters():
             weight.data *= 2
         if options.get("learned_prior"):
-            torch.nn.init.normal_(model.prior_network.weight, std=0.5)
+            torch.nn.init.normal_(model.prior_network.weight, std=0.5 / PACE)
     return model
 
 
 def priors(model):
     """Means and log-variances of p(z | y), a row for each label."""
-    return model.prior_network.weight.T.chunk(2, dim=1)
+    return (PACE * model.prior_network.weight).T.chunk(2, dim=1)
 
 
 @torch.no_grad()
@@ -300,7 +300,8 @@ def linear_gaussian():
     precision = A @ A / s2 + 1 / v
     for weight in model.parameters():
         weight.data.zero_()
-    model.prior_network.weight.data[0], model.prior_network.weight.data[1] = m, math.log(v)
+    model.prior_network.weight.data[0] = m / PACE
+    model.prior_network.weight.data[1] = math.log(v) / PACE
     model.decoder[0].weight.data[:2, 0] = pair
     model.decoder[0].weight.data[2:, 1:] = pair[:, None] * u
     model.decoder[2].weight.data[:] = torch.cat([A[:, None] * pair, B[:, None] * pair], dim=1)
@@ -349,7 +350,7 @@ def test_the_gradient_of_the_learned_prior_is_that_of_the_divergence():
     elbo(model, EVERY_IMAGE, noise(3, 16, 2), y=y).value.sum().backward()
     mu, log_var = (each.detach() for each in model.encode(EVERY_IMAGE, y))
     m, v = priors(model)[0].detach(), priors(model)[1].detach().exp()
-    m_grad, log_v_grad = model.prior_network.weight.grad.T.chunk(2, dim=1)
+    m_grad, log_v_grad = (model.prior_network.weight.grad / PACE).T.chunk(2, dim=1)
     for label in range(3):
         off, var = mu[y == label] - m[label], log_var[y == label].exp()
         by_mean = (off / v[label]).sum(0)

@@ -202,7 +202,7 @@ def test_an_image_adds_its_own_term_of_the_bound(trained, digits):
 @torch.no_grad()
 def test_an_image_with_a_label_adds_its_term_of_the_bound_given_the_label():
     model = small(CVAE, classes=6, own_weights=False)
-    nn.init.normal_(model.prior_network.weight, generator=seeded(0))
+    nn.init.normal_(model.prior_network.weight, std=0.1, generator=seeded(0))
     coder = BitsBack(model, levels=2, latent_bits=12)
     for i, x in enumerate(images()):
         symbols, stack, y = x.long().flatten().tolist(), random_stack(i), torch.tensor([i])
@@ -267,7 +267,7 @@ def test_every_image_comes_back(name):
     make, shape, levels, y = MODELS[name]
     model, x = make(), images(shape=shape, levels=levels)
     if name == "CVAE":
-        nn.init.normal_(model.prior_network.weight)
+        nn.init.normal_(model.prior_network.weight, std=0.1)
     data = compress(model, x, y, levels=levels)
     found = decompress(model, data, y)
     assert found.dtype == x.dtype

@@ -41,7 +41,7 @@ from vae_book.evaluation import (
 from vae_book.images import Images
 from vae_book.likelihoods import Bernoulli as BlackAndWhite
 from vae_book.likelihoods import Gaussian
-from vae_book.models import CVAE, VAE, CompletionVAE
+from vae_book.models import CVAE, PACE, VAE, CompletionVAE
 from vae_book.monte_carlo import Estimate, average
 
 
@@ -190,7 +190,7 @@ def small_vae(kind=VAE, latent=1, shape=(1, 3, 4), **options):
         model = kind(latent, 8, shape, BlackAndWhite(), **options).double()
         if getattr(model, "prior_network", None) is not None:
             for weight in model.prior_network.parameters():
-                torch.nn.init.normal_(weight, std=0.5)
+                torch.nn.init.normal_(weight, std=0.5 / PACE if kind is CVAE else 0.5)
     model.decoder[0].weight.data[:, :latent] *= 4
     return model
 
@@ -705,7 +705,7 @@ def test_units_are_measured_on_two_images_or_more(measure):
 def test_every_label_is_bounded_with_the_same_noise(agree, monkeypatch):
     monkeypatch.setattr(evaluation, "CHUNK", 3)
     model, x = small_cvae(latent=2, learned_prior=True), small_images()
-    model.prior_network.weight[:2].normal_(generator=torch.Generator().manual_seed(2))
+    model.prior_network.weight[:2].normal_(0, 1 / PACE, generator=seeded(2))
     bounds = class_log_bounds(model, x, n_samples=4, seed=5)
 
     draw = torch.Generator().manual_seed(5)
@@ -716,7 +716,7 @@ def test_every_label_is_bounded_with_the_same_noise(agree, monkeypatch):
             y = torch.tensor(label)
             mu, log_var = model.encode(image, y)
             q = Normal(mu, (log_var / 2).exp())
-            mean, log_var = model.prior_network.weight[:, label].chunk(2)
+            mean, log_var = (PACE * model.prior_network.weight[:, label]).chunk(2)
             prior = Normal(mean, (log_var / 2).exp())
             scores = [
                 Bernoulli(logits=model.decode(q.mean + q.stddev * eps, y).params)

@@ -8,7 +8,7 @@ from scipy.signal import correlate2d
 from vae_book.evaluation import average_elbo
 from vae_book.images import Images
 from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
-from vae_book.models import CVAE, VAE, CompletionVAE, ConvVAE
+from vae_book.models import CVAE, PACE, VAE, CompletionVAE, ConvVAE
 from vae_book.reparameterization import reparameterize
 from vae_book.training import fit
 
@@ -32,13 +32,13 @@ def conditional(**arguments):
         options = {"latent": 2, "hidden": 8, "image_shape": (1, 3, 4), "classes": 3} | arguments
         model = CVAE(**options)
         if model.learned_prior:
-            torch.nn.init.normal_(model.prior_network.weight)
+            torch.nn.init.normal_(model.prior_network.weight, std=1 / PACE)
         return model
 
 
 def priors(model):
     """Means and log-variances of p(z | y), a row for each label."""
-    return model.prior_network.weight.T.chunk(2, dim=1)
+    return (PACE * model.prior_network.weight).T.chunk(2, dim=1)
 
 
 LABELS = torch.tensor([2, 0, 1, 1, 0])
@@ -338,6 +338,17 @@ def test_the_prior_of_each_label(learned_prior):
         assert mu.shape == log_var.shape == (5, 2)
         assert not torch.cat([mu, log_var]).any()
         assert model.double().prior(LABELS).mu.dtype == torch.float64
+
+
+def test_a_learned_prior_moves_ten_times_as_far_in_a_step_as_a_weight():
+    """Adam's first step is as long as its step size, whatever the gradient."""
+    model, lr = conditional(learned_prior=True), 1e-4
+    before = [model.prior(LABELS), *model.to_mu.parameters()]
+    before = [torch.cat([*before[0]], -1).detach(), before[1].detach().clone()]
+    fit(model, Images(images(), LABELS, "made", "train"), epochs=1, lr=lr)
+    after = [torch.cat([*model.prior(LABELS)], -1), model.to_mu.weight]
+    moved = [(a - b).abs().max().item() for a, b in zip(after, before, strict=True)]
+    assert moved == pytest.approx([10 * lr, lr], rel=1e-2)
 
 
 @pytest.mark.usefixtures("shapes_unchecked")

@@ -22,7 +22,7 @@ from vae_book.files import WriteError
 from vae_book.history import History
 from vae_book.images import Images, quadrants
 from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, optimal_variance
-from vae_book.models import CVAE, VAE, CompletionVAE, ConvVAE
+from vae_book.models import CVAE, PACE, VAE, CompletionVAE, ConvVAE
 from vae_book.objectives import Objective
 from vae_book.training import fit
 
@@ -156,7 +156,7 @@ def terms_by_hand(w, x, eps, y=None):
     logits = layer("decoder.2", h).view(-1, *x.shape)
     units = kl(mu.unsqueeze(-1), log_var.unsqueeze(-1))
     if y is not None:
-        prior_mu, prior_log_var = w["prior_network.weight"].T[y].chunk(2, dim=1)
+        prior_mu, prior_log_var = (PACE * w["prior_network.weight"]).T[y].chunk(2, dim=1)
         prior = Normal(prior_mu, prior_log_var.exp().sqrt())
         units = kl_divergence(Normal(mu, log_var.exp().sqrt()), prior)
     return over_samples(cross_entropy(x, logits)), units, (mu**2 + log_var**2).sum(-1)
@@ -553,7 +553,7 @@ def test_the_learned_prior_becomes_the_moments_of_the_posteriors_of_its_label():
     model.prior_network.requires_grad_()
     fit(model, data, epochs=400, batch_size=N, lr=0.05)
     mu, log_var = model.encode(data.images, data.labels)
-    prior_mu, prior_log_var = model.prior_network.weight.detach().T.chunk(2, dim=1)
+    prior_mu, prior_log_var = (PACE * model.prior_network.weight.detach()).T.chunk(2, dim=1)
     for label in (0, 1):
         own = data.labels == label
         mean = mu[own].mean(0)
