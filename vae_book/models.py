@@ -392,7 +392,7 @@ PACE = 10.0
 
 
 class LabelTable(nn.Linear):
-    """Numbers for each label, all 0 at first: a one-hot row picks a column of `PACE` times a matrix.
+    """Numbers for each label, all 0 at first: `PACE` times the column that a one-hot row picks.
 
     Adam moves each weight by about its step size, however large the gradient. At steps of 0.001 a
     prior would be long on its way; the factor lets it move ten times as fast as a weight.

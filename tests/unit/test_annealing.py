@@ -195,7 +195,7 @@ def test_each_image_gets_steps_of_its_own_that_are_accepted_as_often_as_wanted()
     """Images of models with a narrow and a wide posterior: a pixel that is told y pixels apart."""
     torch.manual_seed(0)
     model = CVAE(2, 8, (1, 4, 4), BlackAndWhite(), classes=2, learned_prior=True).double()
-    model.prior_network.weight.data[2:, 1] = -4 / PACE  # variances of e^-4 for one of the two labels
+    model.prior_network.weight.data[2:, 1] = -4 / PACE  # variances of e^-4 for one of two
     x, y = torch.rand(6, 1, 4, 4, generator=seeded(1)).round().double(), torch.arange(6) % 2
     about, betas = Tempered(model, x, y), schedule(40)
     sizes = step_sizes(about, betas, n_chains=50, n_leapfrog=4, generator=seeded(0))
