@@ -78,11 +78,11 @@ def test_with_the_best_encoder_all_that_is_missing_is_the_approximation_gap(agre
     assert gap.min() > 0.3
     cov = EXACT.W @ EXACT.W.T + 0.36 * torch.eye(3)
     evidence = MultivariateNormal(EXACT.b, cov).log_prob(x)
-    found = nats_budget(off(), data, n_samples=4000, log_evidence=evidence)
+    found = nats_budget(off(), data, n_samples=4000, steps=600, log_evidence=evidence)
     error = found.approximation_gap.standard_error  # of draws alone: all images have the same gap
     agree(found.approximation_gap, gap.mean())
     assert error < 0.005
-    assert -0.005 < found.amortization_gap.value < 0.001  # a search ends near the best q
+    assert abs(found.amortization_gap.value) < 0.002
     assert found.amortization_gap.standard_error < 0.002
     assert found.log_evidence.value == evidence.mean()
     assert found.log_evidence.standard_error == evidence.std() / 40**0.5

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from measurements.common import SEEDS, protocol
+from measurements.common import SEEDS, averaged, protocol
 from vae_book.data import load_images
 from vae_book.device import seeded
 from vae_book.evaluation import aggregated_kl_bound, average_elbo, log_likelihood
@@ -102,10 +102,8 @@ def obeyed(
         "obeyed_each": shares,
         "obeyed": percent(shares, how),
         "held_out_each": [bound.negative_elbo for bound in bounds],
-        "held_out": over_seeds(
-            [bound.negative_elbo for bound in bounds],
-            [bound.standard_error for bound in bounds],
-            how,
+        "held_out": averaged(
+            [Measurement(each.negative_elbo, each.standard_error, how) for each in bounds], how
         ),
         "kl": statistics.mean(bound.kl for bound in bounds),
         "prior_gap": statistics.mean(run["gap"] for run in runs),
@@ -114,18 +112,18 @@ def obeyed(
 
 def percent(shares: list[float], how: Protocol) -> dict:
     """The share of samples that obey, of 100; each seed draws `SAMPLES_A_SEED`."""
-    quantity = "samples of 100 in which the judge sees the digit asked for"
     of_samples = replace(
-        how, quantity=quantity, source="the CVAE's own", split="samples", n_images=SAMPLES_A_SEED
+        how,
+        quantity="samples of 100 in which the judge sees the digit asked for",
+        source="the CVAE's own",
+        split="samples",
+        n_images=SAMPLES_A_SEED,
+        K=None,
     )
     errors = [100 * (p * (1 - p) / SAMPLES_A_SEED) ** 0.5 for p in shares]
-    return over_seeds([100 * p for p in shares], errors, replace(of_samples, K=None))
-
-
-def over_seeds(values: list[float], errors: list[float], how: Protocol) -> dict:
-    """The mean over seeds, its standard error over images, and the spread of seeds."""
-    mean, error = statistics.mean(values), statistics.mean(errors)
-    return Measurement(mean, error, how, spread_over_seeds=statistics.stdev(values)).as_dict()
+    of_seeds = zip(shares, errors, strict=True)
+    found = [Measurement(100 * share, error, of_samples) for share, error in of_seeds]
+    return averaged(found, of_samples)
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """The budget in nats, both sides of log p(x), and weighted objectives (chapter 13)."""
 
-import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -8,7 +7,7 @@ from typing import Any
 
 import torch
 
-from measurements.common import SEEDS
+from measurements.common import SEEDS, averaged
 from vae_book.annealing import both_sides
 from vae_book.budget import correlation_gain, nats_budget
 from vae_book.data import load_images
@@ -51,13 +50,8 @@ def over_seeds(
     rows = {}
     for name in runs[0]:
         found = [run[name] for run in runs]
-        values = [each.value for each in found]
-        rows[name] = Measurement(
-            statistics.mean(values),
-            statistics.mean(each.standard_error for each in found),
-            replace(found[0].protocol, binarization=binarization, **TRAINED),
-            spread_over_seeds=statistics.stdev(values),
-        ).as_dict()
+        how = replace(found[0].protocol, binarization=binarization, **TRAINED)
+        rows[name] = averaged(found, how)
     return rows
 
 

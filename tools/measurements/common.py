@@ -1,5 +1,6 @@
-"""What the measurements share: seeds, and the protocol of a number."""
+"""What the measurements share: seeds, averages over them, and the protocol of a number."""
 
+import statistics
 from pathlib import Path
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from vae_book.evaluation import Bound
 from vae_book.images import Images
 from vae_book.models import VAE
+from vae_book.protocol import Measurement, Protocol
 
 RESULTS = Path(__file__).parents[2] / "book" / "results"
 SEEDS = (0, 1, 2)
@@ -16,6 +18,15 @@ SEEDS = (0, 1, 2)
 def in_use(model: VAE, data: Images) -> int:
     """How many numbers that leave the encoder's trunk differ from image to image."""
     return int((model.encoder(data.images).var(0) > 0).sum())
+
+
+def averaged(found: list[Measurement], protocol: Protocol) -> dict:
+    """The mean over seeds, its standard error over images, and the spread of seeds."""
+    values = [each.value for each in found]
+    error = statistics.mean(each.standard_error for each in found)
+    spread = statistics.stdev(values)
+    mean = statistics.mean(values)
+    return Measurement(mean, error, protocol, spread_over_seeds=spread).as_dict()
 
 
 def protocol(
