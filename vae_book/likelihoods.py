@@ -132,12 +132,11 @@ class Bernoulli(Likelihood):
         return -cross_entropy(x, params)
 
     def image_log_prob(self, x: Tensor, params: Tensor) -> Tensor:
-        """Its sum over each image; without gradients, by a shorter way."""
-        graph = torch.is_grad_enabled() and (x.requires_grad or params.requires_grad)
+        """Its sum over each image; in single precision by a shorter way."""
         derived = type(self).pixel_log_prob is not Bernoulli.pixel_log_prob
-        if graph or derived or params.dtype != torch.float32:
+        if derived or params.dtype != torch.float32:
             return super().image_log_prob(x, params)
-        return -_summed_cross_entropy(x.flatten(-3), params.flatten(-3))
+        return -_SummedCrossEntropy.apply(x.flatten(-3), params.flatten(-3))
 
     @numeric
     def mean(self, params: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -285,22 +284,6 @@ class Gaussian(nn.Module, Likelihood):
         return f"sigma={self.sigma}, variance={self.variance!r}, min_sigma={self.min_sigma:.3g}"
 
 
-def _summed_cross_entropy(x: Tensor, logits: Tensor) -> Tensor:
-    """The sum of `cross_entropy` over the last axis, in single precision.
-
-    One logarithm for eight pixels: a product of eight factors between 1 and 2 is nearly as exact.
-    """
-    largest = torch.finfo(logits.dtype).max
-    factors = logits.abs().neg_().exp_().add_(1)
-    factors = factors.unflatten(-1, (math.gcd(logits.shape[-1], 8), -1)).prod(-2)
-    finite = logits.clamp(-largest, largest)  # 0 times infinity is 0 here
-    scores = finite @ x[0] if x.shape[:-1] == (1,) else (finite * x).sum(-1)
-    total = factors.log_().sum(-1) - scores + finite.clamp_(min=0).sum(-1)
-    if bool(total.isnan().any()):  # two sums that overflow, where the pixels' terms cancel
-        return cross_entropy(x, logits).sum(-1)
-    return total
-
-
 @numeric
 def log_cross_entropy_integral(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The log of the integral of exp(-cross-entropy) over the gray levels x in [0, 1], in nats.
@@ -397,6 +380,35 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
         x, logits = ctx.saved_tensors
         by_x = -gradient * logits if ctx.needs_input_grad[0] else None
+        return by_x, gradient * (torch.sigmoid(logits) - x)
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """The sum of `cross_entropy` over the last axis, in single precision.
+
+    One logarithm for eight pixels: a product of eight factors between 1 and 2 is nearly as exact.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, logits: Tensor) -> Tensor:
+        ctx.save_for_backward(x, logits)
+        largest = torch.finfo(logits.dtype).max
+        factors = logits.abs().neg_().exp_().add_(1)
+        factors = factors.unflatten(-1, (math.gcd(logits.shape[-1], 8), -1)).prod(-2)
+        finite = logits.clamp(-largest, largest)  # 0 times infinity is 0 here
+        scores = finite @ x[0] if x.shape[:-1] == (1,) else (finite * x).sum(-1)
+        total = factors.log_().sum(-1) - scores + finite.clamp_(min=0).sum(-1)
+        # Two sums may overflow where the pixels' terms cancel; training has diverged by then, and
+        # does not wait for a GPU to look.
+        if not is_trusted() and bool(total.isnan().any()):
+            return cross_entropy(x, logits).sum(-1)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
+        x, logits = ctx.saved_tensors
+        gradient = gradient.unsqueeze(-1)
+        by_x = (-gradient * logits).sum_to_size(x.shape) if ctx.needs_input_grad[0] else None
         return by_x, gradient * (torch.sigmoid(logits) - x)
 
 

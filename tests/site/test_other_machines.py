@@ -1,6 +1,7 @@
 """Chapters on a reader's own pictures and on a device that is neither CPU nor CUDA, as on a Mac."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,13 +32,30 @@ def pictures(tmp_path_factory):
     return root
 
 
-def test_runs_on_two_classes_of_pictures_and_on_a_device_without_float64(notebook_path, pictures):
-    if "load_images" not in notebook_path.read_text("utf-8"):
-        pytest.skip("the chapter takes no images")
-    command = [sys.executable, "-m", "tests.other_machine", str(notebook_path), str(pictures)]
+@pytest.fixture(scope="module")
+def outcomes(pictures):
+    """How each chapter that takes images ended, and what it said before."""
+    chapters = [
+        str(path)
+        for path in sorted((ROOT / "book").glob("*.ipynb"))
+        if "load_images" in path.read_text("utf-8")
+    ]
+    command = [sys.executable, "-m", "tests.other_machine", str(pictures), *chapters]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ['PYTHONPATH']}"}
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.returncode == 0, ended.stderr
+    ends = re.split(r"^(\w+): exit status (-?\d+)\n", ended.stderr, flags=re.MULTILINE)
+    return {
+        name: (int(status), said)
+        for said, name, status in zip(ends[::3], ends[1::3], ends[2::3], strict=False)
+    }
+
+
+def test_runs_on_two_classes_of_pictures_and_on_a_device_without_float64(notebook_path, outcomes):
+    if "load_images" not in notebook_path.read_text("utf-8"):
+        pytest.skip("the chapter takes no images")
+    status, said = outcomes[notebook_path.stem]
+    assert status == 0, said[-3000:]
 
 
 @pytest.mark.parametrize(

@@ -65,11 +65,23 @@ def test_the_table_has_medians_ranges_and_ratios_turn_by_turn():
         "fit": {"seconds": [2.0, 2.0, 4.0], "peak_mib": 500},
         "classic": {"seconds": [5.0, 4.0, 9.0], "peak_mib": 1500},
     }
-    head, fit, classic, drift = throughput.table(found, 10_000)
+    head, fit, classic, turns, drift = throughput.table(found, 10_000)
     assert head.split()[0] == "seconds"
-    assert fit.split() == ["fit", "2.000", "2.000", "to", "4.000", "5,000", "1.00", "500"]
-    assert classic.split() == ["classic", "5.000", "4.000", "to", "9.000", "2,000", "2.25", "1,500"]
+    assert " ".join(fit.split()) == "fit 2.000 2.000 to 4.000 5,000 1.00 1.00 500"
+    assert " ".join(classic.split()) == "classic 5.000 4.000 to 9.000 2,000 2.25 2.25 1,500"
+    assert turns == "undisturbed turns: 3 of 3"
     assert drift == "fit, later epochs over earlier ones: 2.000"
+
+
+def test_a_turn_is_undisturbed_where_the_floor_is_near_its_fastest():
+    found = {
+        "fit": {"seconds": [2.0, 2.0, 4.0, 3.0], "peak_mib": 500},
+        "floor": {"seconds": [1.0, 1.09, 1.6, 1.11], "peak_mib": 500},
+    }
+    assert throughput.undisturbed(found) == [0, 1]
+    *_, floor, turns, _ = throughput.table(found, 10_000)
+    assert floor.split()[-3:-1] == ["0.45", "0.52"]  # of 0.5, 0.545, 0.4, 0.37; of the first two
+    assert turns == "undisturbed turns: 2 of 4"
 
 
 def test_the_memory_of_a_process_is_its_own():

@@ -17,7 +17,7 @@ import torchvision.datasets
 from PIL import Image
 
 from vae_book import data, images
-from vae_book.data import data_directory, load_images
+from vae_book.data import data_directory, epochs_for, load_images
 from vae_book.images import DataError
 
 FULL = data_directory()
@@ -69,6 +69,19 @@ def test_bundled_images_are_tensors_in_memory(split, a_class):
     assert found.labels.bincount().tolist() == [a_class] * 10
     assert found.classes == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
     assert (found.source, found.split) == ("bundled", split)
+
+
+def test_a_data_set_of_another_size_is_trained_for_as_many_steps():
+    bundled = load("train")
+    assert epochs_for(bundled, 60) == 60
+    for n in (700, 2000, 4499):  # up to the last epoch, as many images are seen
+        assert 0 <= 6 * len(bundled) - epochs_for(bundled[:n], 6) * n < n
+    many = bundled[torch.arange(60_000) % len(bundled)]
+    assert [epochs_for(many, 12), epochs_for(many, 60, least=10)] == [2, 10]
+    assert [epochs_for(bundled[:1], 12), epochs_for(bundled[:1], 1, least=300)] == [200, 300]
+    for bad in ((bundled[:0], 3), (bundled, 0)):
+        with pytest.raises(ValueError, match="expected a whole number of at least 1"):
+            epochs_for(*bad)
 
 
 def test_bundled_splits_share_no_image_and_make_up_the_package(csv):

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.rank import train
 from vae_book import parallel
 from vae_book.__main__ import main
 from vae_book.checkpoints import read_checkpoint
@@ -61,6 +62,16 @@ def runs(folder, tmp_path_factory):
     return out, printed.getvalue(), two.stdout
 
 
+def same_averages(one, two):
+    """Whether the states of Adam in two checkpoints are those of the same gradients."""
+    for i, state in one.optimizer["state"].items():
+        for name, value in state.items():
+            scale = value.abs().max().item()
+            torch.testing.assert_close(
+                two.optimizer["state"][i][name], value, rtol=1e-4, atol=1e-5 * scale
+            )
+
+
 def test_two_processes_train_the_model_that_one_trains(runs):
     out, *_ = runs
     one, two = (read_checkpoint(out / name / "checkpoint.pt") for name in ("one", "two"))
@@ -69,12 +80,7 @@ def test_two_processes_train_the_model_that_one_trains(runs):
     for name, weight in one.weights.items():
         torch.testing.assert_close(two.weights[name], weight, rtol=1e-5, atol=1e-6)
     # Adam forgives a gradient of the wrong scale; its running averages of the gradients tell.
-    for i, state in one.optimizer["state"].items():
-        for name, value in state.items():
-            scale = value.abs().max().item()
-            torch.testing.assert_close(
-                two.optimizer["state"][i][name], value, rtol=1e-4, atol=1e-5 * scale
-            )
+    same_averages(one, two)
     for term in ("reconstruction", "kl", "held_out"):
         assert len(one.history[term]) == 4
         assert two.history[term] == pytest.approx(one.history[term], rel=1e-6)
@@ -256,65 +262,48 @@ def test_what_stops_several_processes_is_one_line(folder, tmp_path, limit, more,
         read_checkpoint(out / "checkpoint.pt")
 
 
-def test_torchrun_and_processes_do_not_go_together(folder, tmp_path):
+def test_torchrun_and_processes_do_not_go_together(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # as torchrun sets it
     options = [*TRAIN, "--processes", "2", "--source", folder, "--out", tmp_path / "run"]
-    failed = launch(*TORCHRUN, "-m", "vae_book", *options)
-    assert failed.returncode != 0
-    assert "vae_book: error: processes: expected 1 under torchrun" in failed.stderr
+    with pytest.raises(SystemExit):
+        main(list(map(str, options)))
+    assert "vae_book: error: processes: expected 1 under torchrun" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-RESUMED = """
-import os, pathlib, shutil, sys
-import torch
-from vae_book import parallel
-from vae_book.device import seeded
-from vae_book.images import Images
-from vae_book.models import VAE
-from vae_book.training import fit
-
-os.chdir(sys.argv[1])
-
-def run(case, machine, epochs=1, resume=False, seed=0, n=8):
-    images = torch.rand(n, 1, 2, 2, generator=seeded(seed))
-    data = Images(images, torch.zeros(n).long(), "made", "train")
-    torch.manual_seed(0)
-    file = pathlib.Path(case, machine, "checkpoint.pt")
-    model = VAE(2, 3, (1, 2, 2))
-    return fit(model, data, epochs=epochs, batch_size=4, checkpoint=file, resume=resume)
-
-if os.environ["RANK"] == "0":  # each rank is a machine with a disk of its own
-    run("one sees none", "0")
-    run("one is behind", "0", epochs=2)
-    run("one is behind", "1")
-    for machine in "01":
-        run("both see the same", machine, epochs=2)
-    pathlib.Path("ready").touch()
-
-with parallel.process_group():
-    parallel.summed(torch.zeros(1))
-    mine = str(parallel.rank())
-    cases = {
-        "one sees none": {}, "one is behind": {}, "both see the same": {},
-        "other epochs": {"epochs": 3 + parallel.rank()},
-        "other images": {"seed": parallel.rank()},
-        "fewer images": {"n": 8 - parallel.rank()},
-    }
-    for case, options in cases.items():
-        try:
-            history = run(case, mine, **{"epochs": 3, "resume": True, **options})
-            said = f"{history.epochs} epochs"
-        except ValueError as error:
-            said = str(error)
-        pathlib.Path(f"{case}, rank {mine}").write_text(said)
-"""
-
-
-def test_processes_that_see_different_things_refuse_to_go_on_together(tmp_path):
-    (tmp_path / "worker.py").write_text(RESUMED)
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What two processes have left behind, in a folder and in two dictionaries."""
+    folder = tmp_path_factory.mktemp("ranks")
     path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
-    done = launch(*TORCHRUN, tmp_path / "worker.py", tmp_path, PYTHONPATH=path)
+    done = launch(*TORCHRUN, "-m", "tests.rank", folder, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
+    return folder, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The checkpoints that one process makes."""
+    folder = tmp_path_factory.mktemp("alone")
+    train(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["labels", "parts", "convolutions", "free nats"])
+def test_each_kind_of_model_is_trained_as_by_one_process(alone, ranks, name):
+    one, two = (read_checkpoint(run / f"{name}.pt") for run in (alone, ranks[0]))
+    # Adam makes full steps of 1e-3 out of gradients of any size: roundings in the smallest show.
+    torch.testing.assert_close(one.weights, two.weights, rtol=1e-5, atol=1e-5)
+    for part, weight in one.weights.items():
+        assert weight.any(-1).all() or not part.startswith("prior")
+    # And it forgives a gradient of the wrong scale; its running averages of the gradients tell.
+    assert len(one.optimizer["state"]) == len(one.weights)
+    same_averages(one, two)
+    for term in ("reconstruction", "kl", "held_out"):
+        assert two.history[term] == pytest.approx(one.history[term], rel=1e-6)
+
+
+def test_processes_that_see_different_things_refuse_to_go_on_together(ranks):
     expected = {
         "one sees none": r"checkpoint: .* same .* got one of 1 epochs, weights of SHA-256 \w+ in "
         "the process of rank 0 and none in the process of rank 1; all machines",
@@ -324,9 +313,10 @@ def test_processes_that_see_different_things_refuse_to_go_on_together(tmp_path):
         "other images": "images: expected the same .* got 8 images of SHA-256",
         "fewer images": "images: expected the same .* and 7 images of SHA-256",
     }
-    for case, message in expected.items():
-        for rank in (0, 1):
-            assert re.match(message, (tmp_path / f"{case}, rank {rank}").read_text()), case
+    for each in ranks[1]:
+        assert each["said"].keys() == expected.keys()
+        for case, message in expected.items():
+            assert re.match(message, each["said"][case]), case
 
 
 def test_a_mistake_in_one_process_keeps_its_traceback(folder, tmp_path):
@@ -348,42 +338,11 @@ def test_a_mistake_in_one_process_keeps_its_traceback(folder, tmp_path):
     assert "vae_book: " not in failed.stderr
 
 
-WORKER = """
-import json, pathlib, sys, time
-import torch
-from vae_book import parallel
-
-out = pathlib.Path(sys.argv[1])
-with parallel.process_group():
-    rank = parallel.rank()
-    seen = {"world_size": parallel.world_size(), "is_main": parallel.is_main()}
-    seen["sum"] = parallel.summed(torch.tensor([1.0 + rank, 10.0 * rank])).tolist()
-    with parallel.main_first():
-        if rank == 0:
-            time.sleep(0.5)  # the others would be here by now
-            (out / "cache").write_text("whole")
-        seen["cache"] = (out / "cache").exists()
-    try:
-        with parallel.main_first():
-            raise ValueError("all meet it")
-    except ValueError as error:
-        seen["error"] = str(error)
-    seen["fails_first"] = parallel.fails_first()
-seen["left"] = parallel.world_size()
-(out / f"rank{rank}.json").write_text(json.dumps(seen))
-"""
-
-
-def test_what_the_processes_share(tmp_path):
-    (tmp_path / "worker.py").write_text(WORKER)
-    path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
-    done = launch(*TORCHRUN, tmp_path / "worker.py", tmp_path, PYTHONPATH=path)
-    assert done.returncode == 0, done.stderr
-    seen = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
-    assert [each["is_main"] for each in seen] == [True, False]
+def test_what_the_processes_share(ranks):
+    seen = [dict(each["seen"]) for each in ranks[1]]
+    assert [each.pop("is_main") for each in seen] == [True, False]
     assert sorted(each.pop("fails_first") for each in seen) == [False, True]
     for each in seen:
-        del each["is_main"]
         assert each == {
             "world_size": 2,
             "sum": [3.0, 10.0],
