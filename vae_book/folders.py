@@ -358,16 +358,19 @@ def _correct_transparency(file: ImageFile.ImageFile) -> None:
 
 
 def _fine(picture: Image.Image) -> Image.Image:
-    """A gray picture of more than 8 bits, in mode F with levels in [0, 1]."""
+    """A gray picture of more than 8 bits, in mode F with levels in [0, 1]; in L if 8 suffice."""
     levels = np.asarray(picture)
     if picture.mode != "F":
         levels = np.where(levels == picture.info.get("transparency"), 65535, levels)
-        return Image.fromarray(levels.astype(np.float32) / 65535)
+        levels = levels.astype(np.float32) / 65535
     if not (levels.min() >= 0 and levels.max() <= 1):
         raise ValueError(
             f"expected levels between 0 and 1, got {levels.min():.4g} to {levels.max():.4g}"
         )
-    return picture
+    # Or the same picture in 8 bits would be another one after resizing, which rounds.
+    of_255 = np.rint(levels * 255)
+    is_coarse = np.array_equal(of_255 / 255, levels)
+    return Image.fromarray(of_255.astype(np.uint8) if is_coarse else levels)
 
 
 def _coarse(picture: Image.Image) -> Image.Image:

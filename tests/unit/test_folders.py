@@ -608,6 +608,18 @@ def test_pictures_that_become_equal_are_copies_too(tmp_path):
     assert len(distinct(test)) == 3
 
 
+@pytest.mark.parametrize("size", [None, 14, 31])
+def test_a_picture_of_8_bits_in_a_file_of_more_is_a_copy(size, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+    save(tmp_path / "train" / "8.png", pixels)
+    save(tmp_path / "test" / "16.png", pixels.astype(np.uint16) * 257)
+    save(tmp_path / "test" / "32.tif", (pixels / 255).astype(np.float32))
+    save(tmp_path / "test" / "other.png", 255 - pixels)
+    told, test = warning_of(lambda: load("test", str(tmp_path), size=size))
+    assert "left out of test, since train has them: 1 .png, 1 .tif" in told
+    assert len(test) == 1
+
+
 def test_test_pictures_that_train_has_are_left_out_and_told(tmp_path):
     fill(tmp_path / "train" / "cat", 20)
     fill(tmp_path / "train" / "dog", 20, 100)
