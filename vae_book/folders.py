@@ -319,10 +319,10 @@ def _read(path: Path, size: Size | None, channels: int | None) -> tuple[np.ndarr
         pixels = np.asarray(padded(picture, size) if size else picture)
     except Exception as error:  # a reader raises whatever it likes on a damaged file
         unknown = isinstance(error, UnidentifiedImageError)
+        reason = "Pillow finds no picture in it that it knows" if unknown else str(error)
         raise DataError(
-            f"{path} cannot be read as an image: "
-            f"{'Pillow finds no picture in it that it knows' if unknown else error}; replace it, "
-            "for instance by a PNG of 8 or 16 bits, or take it out of the folder"
+            f"{path} cannot be read as an image: {reason.rstrip('.')}; replace it, for instance by "
+            "a PNG of 8 or 16 bits, or take it out of the folder"
         ) from error
     # Resizing may overshoot, which Pillow cuts for integers alone.
     return (pixels.clip(0, 1) if picture.mode == "F" else pixels), has_more
