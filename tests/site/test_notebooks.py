@@ -110,6 +110,8 @@ def test_pictures_are_described_by_their_sentence(notebook):
                 sentence = "".join(data["text/plain"])
                 assert sentence == options.get("image", {}).get("alt"), cell["source"]
                 assert options.get("figure", {}).get("caption"), cell["source"]
+                # Jupyter Book puts the caption under each output of the cell.
+                assert len(cell["outputs"]) == 1, cell["source"]
 
 
 def test_cells_are_short(notebook):

@@ -64,6 +64,8 @@ def test_images_are_figures_with_captions(article):
         )
         assert caption, f"no caption: {image.get('src')}"
         assert caption.get_text(strip=True), f"empty caption: {image.get('src')}"
+    for figure in article.select("figure"):
+        assert len(figure.select("img, svg")) == 1, f"not one picture: {figure.get_text()}"
 
 
 def test_no_cell_shows_an_error(article):

@@ -68,7 +68,8 @@ def test_a_likelihood_and_a_learned_prior_train_measure_draw_and_are_kept(tmp_pa
     model, before = MixturePriorVAE(likelihood=Laplace(0.1)), None
     before = average_elbo(model, corners).value
     path = tmp_path / "run.pt"
-    history = fit(model, corners, epochs=150, lr=0.01, held_out=corners, checkpoint=path)
+    kept = {"held_out": corners, "checkpoint": path}
+    history = fit(model, corners, epochs=50, batch_size=20, lr=0.01, **kept)
     bound = average_elbo(model, corners, n_samples=20)
     assert bound.value > before + 5
     assert history.held_out[-1] < history.held_out[0]
