@@ -209,6 +209,11 @@ def _check_finite(checkpoint: Path, *results: Tensor | float) -> None:
 
 def _scorable(model: VAE, data: Images, seed: int) -> Images:
     """The images as the model's likelihood takes them: drawn once if it takes binary ones only."""
+    if len(data) < 2:
+        raise ValueError(
+            f"source: expected 2 {data.split} images or more in {data.source}, for a standard "
+            f"error, got {len(data)}; add some: without folders train and test, a tenth is for test"
+        )
     if model.likelihood != Bernoulli():
         return data
     # Not seeded(seed), which average_elbo's noise comes from: the two would not be independent.

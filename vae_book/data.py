@@ -233,13 +233,17 @@ def _torchvision(source: str, split: Split) -> tuple[np.ndarray, np.ndarray, tup
     import torchvision.datasets  # here, because only full-size data needs it
 
     kind = getattr(torchvision.datasets, TORCHVISION[source])
-    prefix = "train" if split == "train" else "t10k"
+    prefix, other = ("train", "t10k") if split == "train" else ("t10k", "train")
     pixels = _idx_file(kind, f"{prefix}-images-idx3-ubyte")
     labels = _idx_file(kind, f"{prefix}-labels-idx1-ubyte")
     if len(pixels) != len(labels):
         raise DataError(
             f"the {split} files of {kind.__name__} are cut short or damaged, or do not belong "
             f"together: {len(pixels)} images, {len(labels)} labels. {_advice(kind)}"
+        )
+    if _holds(kind, f"{other}-labels-idx1-ubyte", labels):
+        raise DataError(
+            f"the train and test files of {kind.__name__} hold the same images. {_advice(kind)}"
         )
     return pixels, labels, DIGITS if source == "full" else tuple(kind.classes)
 
@@ -270,6 +274,14 @@ def _idx_file(kind: Any, name: str) -> np.ndarray:
         except (OSError, EOFError, zlib.error, ValueError) as error:
             wrong.append(f"{path} is cut short or damaged: {error}")
     raise DataError(f"{'; '.join(wrong)}. {_advice(kind)}")
+
+
+def _holds(kind: Any, name: str, array: np.ndarray) -> bool:
+    """Whether the file of this name is there, intact, and holds this array."""
+    try:
+        return bool(_candidates(kind, name)) and np.array_equal(_idx_file(kind, name), array)
+    except DataError:
+        return False
 
 
 def _candidates(kind: Any, name: str) -> list[Path]:
@@ -323,5 +335,5 @@ def _download(kind: Any) -> None:
     except Exception as error:  # a failed download raises whatever its transport raises
         raise DataError(
             f"{kind.__name__} is not in {_raw(kind)} and could not be downloaded (tried "
-            f"{' and '.join(kind.mirrors)}): {error}. {_advice(kind)}"
+            f"{' and '.join(kind.mirrors)}): {' '.join(str(error).split())}. {_advice(kind)}"
         ) from error

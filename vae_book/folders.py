@@ -3,8 +3,9 @@
 Pillow does the reading. Of a picture one gets what a viewer shows: its EXIF orientation is applied,
 what is transparent shows white paper, palettes become their colors, CMYK becomes RGB (without color
 profiles), of an animation or a document the first frame is taken. Levels of 8 bits are divided by
-255, gray ones of 16 bits by 65535; Pillow reads color of 16 bits with 8. Floating-point levels are
-taken as they are, and refused outside [0, 1].
+255, gray ones of 16 bits by 65535; Pillow reads color of 16 bits with 8, and gray too where each
+pixel has its own transparency. Floating-point levels are taken as they are, and refused outside
+[0, 1].
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vae_book.images import DataError
 
@@ -41,9 +42,9 @@ def read_folder(
     the classes. So are pictures without class folders, which make one class, named as the folder.
     ``train/CLASS/picture.png`` beside ``test/CLASS/picture.png`` is split already; ``val``,
     ``valid`` or ``validation`` stands in for a missing ``test``. Folders inside a class belong to
-    it; a single folder that wraps all others is looked through. Classes are sorted by name as
-    Python sorts text, and so are the pictures of a class by path. Hidden files and what systems
-    leave behind are passed over; one warning says what else was left out.
+    it, which is told; a single folder that wraps all others is looked through. Classes are sorted
+    by name as Python sorts text, and so are the pictures of a class by path. Hidden files and what
+    systems leave behind are passed over; one warning says what else was left out.
 
     No picture is in both splits, whatever its name or class: pictures that are equal once they are
     read stay together, and test pictures of a folder that is split already are left out if they
@@ -89,13 +90,14 @@ def read_folder(
         notes.append(
             f"{told}: {_listed([found.paths[row] for row in np.flatnonzero(copies)], folder)}"
         )
-    if notes:
-        warnings.warn("; ".join([f"{folder}: {notes[0]}", *notes[1:]]), stacklevel=3)
     if not chosen.any():
-        raise ValueError(
+        reason = (
             f"split: no picture of {folder} is left for {split!r}, which takes pictures that "
             f"differ from those of the other split; the folder holds {len(first)} different ones"
         )
+        raise ValueError("; ".join([reason, *notes]))
+    if notes:
+        warnings.warn("; ".join([f"{folder}: {notes[0]}", *notes[1:]]), stacklevel=3)
     return pixels[chosen], labels[chosen], classes
 
 
@@ -110,7 +112,7 @@ def _check_unchanged(folder: Path, split: str, paths: Sequence[Path]) -> None:
     now = hashlib.sha256()
     for path in paths:
         facts = path.stat() if path.exists() else None
-        now.update(f"{path} {facts and (facts.st_size, facts.st_mtime_ns)}\0".encode())
+        now.update(os.fsencode(f"{path} {facts and (facts.st_size, facts.st_mtime_ns)}\0"))
     read = _states.setdefault(folder.resolve(), {})
     stale = [other for other, state in read.items() if state != now.hexdigest()]
     if stale and split not in read:
@@ -188,8 +190,10 @@ def _find(folder: Path) -> Found:
     if not found:
         raise ValueError("; ".join([f"source: no pictures in {folder}", *notes]))
 
-    while all(len(parts) > 2 and parts[0] == found[0][1][0] for _, parts in found):
-        found = [(path, parts[1:]) for path, parts in found]  # a folder around all others
+    while inner := [(path, parts) for path, parts in found if len(parts) > 1]:
+        if not all(len(parts) > 2 and parts[0] == inner[0][1][0] for _, parts in inner):
+            break
+        found = [(path, parts[1:]) for path, parts in inner]  # a folder around all others
     tops = {parts[0].lower(): parts[0] for _, parts in found if len(parts) > 1}
     train, test = (next((tops[n] for n in names if n in tops), None) for names in (TRAIN, TEST))
     in_test = {path: parts[0] == test for path, parts in found}
@@ -205,6 +209,9 @@ def _find(folder: Path) -> Found:
         notes.append(
             f"left out, since they lie beside the class folders: {_listed(beside, folder)}"
         )
+    if deeper := sorted({"/".join(parts[:2]) for _, parts in found if len(parts) > 2}):
+        few = f"{', '.join(deeper[:3])}{', ...' if len(deeper) > 3 else ''}"
+        notes.append(f"folders inside a class belong to it: {few}")
     # macOS writes an accent in two characters, others in one: the same name all the same.
     names = [parts[0] if len(parts) > 1 else folder.resolve().name for _, parts in found]
     names = [unicodedata.normalize("NFC", name) for name in names]
@@ -300,14 +307,23 @@ def _read(path: Path, size: Size | None, channels: int | None) -> tuple[np.ndarr
         with path.open("rb") as stream, Image.open(stream) as file:
             # The further frames of a phone's MPO are no frames to a viewer.
             has_more = getattr(file, "is_animated", False) and file.format != "MPO"
-            is_16_bit = file.mode[:4] == "I;16" or (file.mode == "I" and file.format in _16_BIT)
+            _check_levels(file)
+            _correct_transparency(file)
+            file.load()
+            file.getexif()  # is kept, and exif_transpose need not write what cameras wrote badly
+            file.info.pop("exif", None)
             picture = ImageOps.exif_transpose(file)
-        picture = _fine(picture, is_16_bit) if picture.mode[0] in "IF" else _coarse(picture)
+        picture = _fine(picture) if picture.mode[0] in "IF" else _coarse(picture)
         if channels == 1 and picture.mode == "RGB":
             picture = picture.convert("L")
         pixels = np.asarray(padded(picture, size) if size else picture)
     except Exception as error:  # a reader raises whatever it likes on a damaged file
-        raise DataError(f"{path} cannot be read as an image: {error}") from error
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "Pillow finds no picture in it that it knows" if unknown else str(error)
+        raise DataError(
+            f"{path} cannot be read as an image: {reason.rstrip('.')}; replace it, for instance by "
+            "a PNG of 8 or 16 bits, or take it out of the folder"
+        ) from error
     # Resizing may overshoot, which Pillow cuts for integers alone.
     return (pixels.clip(0, 1) if picture.mode == "F" else pixels), has_more
 
@@ -315,19 +331,46 @@ def _read(path: Path, size: Size | None, channels: int | None) -> tuple[np.ndarr
 _16_BIT = ("PNG", "PPM")  # whose 16-bit levels some versions of Pillow give as 32-bit ones
 
 
-def _fine(picture: Image.Image, is_16_bit: bool) -> Image.Image:
-    """A gray picture of more than 8 bits, in mode F with levels in [0, 1]."""
+def _check_levels(file: ImageFile.ImageFile) -> None:
+    """Raise ValueError for levels of which Pillow does not tell how they are meant."""
+    tags = getattr(file, "tag_v2", {})  # of a TIFF
+    if (
+        (file.mode == "I" and file.format not in _16_BIT)
+        or (file.mode == "I;16" and file.format == "FITS")  # they have signs
+        or 2 in tags.get(ExifTags.Base.SampleFormat, ())  # so have these
+        or tags.get(ExifTags.Base.BitsPerSample) == (12,)
+        or (tags.get(ExifTags.Base.PhotometricInterpretation) == 0 and file.mode[0] in "IF")
+    ):
+        raise ValueError("Pillow does not say which of its levels is black and which is white")
+
+
+_STEPS = {"L;2": 85, "L;4": 17}  # between the levels of 2 and 4 bits once they are 8
+
+
+def _correct_transparency(file: ImageFile.ImageFile) -> None:
+    """Give the transparent level of a PNG as many bits as Pillow gives its pixels."""
+    if file.format == "PNG" and "transparency" in file.info:
+        level, depth = file.info["transparency"], file.tile[0].args
+        if depth in _STEPS:
+            file.info["transparency"] = level * _STEPS[depth]
+        elif depth == "RGB;16B":
+            file.info["transparency"] = tuple(each >> 8 for each in level)
+
+
+def _fine(picture: Image.Image) -> Image.Image:
+    """A gray picture of more than 8 bits, in mode F with levels in [0, 1]; in L if 8 suffice."""
     levels = np.asarray(picture)
-    if is_16_bit:
-        levels = np.where(levels == picture.info.get("transparency"), 65535, levels)
-        return Image.fromarray(levels.astype(np.float32) / 65535)
     if picture.mode != "F":
-        raise ValueError("its 32-bit levels do not say what is white; save it with 8 or 16 bits")
+        levels = np.where(levels == picture.info.get("transparency"), 65535, levels)
+        levels = levels.astype(np.float32) / 65535
     if not (levels.min() >= 0 and levels.max() <= 1):
         raise ValueError(
             f"expected levels between 0 and 1, got {levels.min():.4g} to {levels.max():.4g}"
         )
-    return picture
+    # Or the same picture in 8 bits would be another one after resizing, which rounds.
+    of_255 = np.rint(levels * 255)
+    is_coarse = np.array_equal(of_255 / 255, levels)
+    return Image.fromarray(of_255.astype(np.uint8) if is_coarse else levels)
 
 
 def _coarse(picture: Image.Image) -> Image.Image:

@@ -432,6 +432,18 @@ def test_an_error_of_use_is_one_line(
     assert re.search(message, line), line
 
 
+def test_too_few_images_to_measure_on_are_one_line_that_says_what_to_do(tmp_path, capsys, trained):
+    for level in range(6):
+        Image.new("L", (28, 28), level).save(tmp_path / f"{level}.png")
+    out = tmp_path / "run"
+    for command in (["train", *SMALL, "--out", out], ["evaluate", "--checkpoint", trained]):
+        line = refused(capsys, [*command, "--source", tmp_path])
+        assert re.search(r"error: source: expected 2 test images or more .*, got 1; add", line), (
+            line
+        )
+    assert not out.exists()
+
+
 def test_a_full_disk_is_one_line_that_names_file_and_disk_and_how_to_go_on(train, folder, tmp_path):
     out = train(epochs=1)
     before = everything(out)

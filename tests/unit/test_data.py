@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import re
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -438,6 +439,17 @@ def test_files_that_do_not_belong_together_are_refused(fashion, tmp_path):
         load("train", "fashion")
 
 
+def test_training_files_under_the_names_of_test_files_are_refused(fashion, tmp_path):
+    raw = raw_folder(tmp_path)
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(b"damage, which is no matter for train")
+    assert len(load("train", "fashion")) == 12
+    for kind in ("images-idx3", "labels-idx1"):
+        shutil.copy(raw / f"train-{kind}-ubyte", raw / f"t10k-{kind}-ubyte")
+    for split in ("train", "test"):
+        with pytest.raises(DataError, match="of FashionMNIST hold the same images"):
+            load(split, "fashion")
+
+
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_of_two_files_the_intact_one_is_taken(fashion, suffix, tmp_path):
     raw = raw_folder(tmp_path)
@@ -476,6 +488,7 @@ def test_a_failed_download_says_what_was_tried_and_how_to_go_on(
     message = str(error.value)
     assert f"(tried {' and '.join(getattr(torchvision.datasets, kind).mirrors)})" in message
     assert f"into {raw_folder(tmp_path, kind)}, unpacked or not" in message
+    assert "\n" not in message
     assert all(f"{name}.gz" in message for name in FILES)
     assert "source='bundled' (VAE_BOOK_DATASET=bundled)" in message
 

@@ -56,26 +56,27 @@ def both(folder, **options):
 # Right to the pixel -------------------------------------------------------------------------------
 
 
-def big_endian_tiff(levels):
-    """A TIFF of 16-bit levels, written by hand: Pillow reads it in its mode I;16B."""
-    data = levels.astype(">u2").tobytes()
+def tiff(levels, order=">", **more):
+    """A gray TIFF, written by hand; further tags by their numbers, as _262=0."""
+    data = levels.tobytes()
     height, width = levels.shape
-    tags = {256: width, 257: height, 258: 16, 259: 1, 262: 1, 277: 1, 278: height}
-    entries = [struct.pack(">HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items()]
-    entries.insert(5, struct.pack(">HHII", 273, 4, 1, 8))
-    entries.append(struct.pack(">HHII", 279, 4, 1, len(data)))
-    directory = struct.pack(">H", len(entries)) + b"".join(entries) + bytes(4)
-    return b"MM\0*" + struct.pack(">I", 8 + len(data)) + data + directory
+    bits = 8 * levels.itemsize
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: height}
+    tags |= {279: len(data)} | {int(name[1:]): value for name, value in more.items()}
+    entries = [struct.pack(f"{order}HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags)]
+    directory = struct.pack(f"{order}H", len(entries)) + b"".join(entries) + bytes(4)
+    start = {">": b"MM\0*", "<": b"II*\0"}[order] + struct.pack(f"{order}I", 8 + len(data))
+    return start + data + directory
 
 
-def png(kind, depth, rows, *chunks):
+def png(kind, depth, rows, *chunks, width=None):
     """A PNG written by hand, for what Pillow reads but does not write."""
 
     def chunk(name, content):
         checksum = struct.pack(">I", zlib.crc32(name + content))
         return struct.pack(">I", len(content)) + name + content + checksum
 
-    header = struct.pack(">IIBBBBB", rows.shape[1], rows.shape[0], depth, kind, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width or rows.shape[1], rows.shape[0], depth, kind, 0, 0, 0)
     content = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
     parts = [(b"IHDR", header), *chunks, (b"IDAT", content), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
@@ -109,7 +110,7 @@ def written(content):
         ("4 bits.pgm", written(b"P5 28 28 15\n" + (GRAY >> 4).tobytes()), (GRAY >> 4) / 15),
         ("16 bits.png", partial(save, pixels=RAMP), RAMP / 65535),
         ("16 bits.tif", partial(save, pixels=RAMP), RAMP / 65535),
-        ("16 bits.TIFF", written(big_endian_tiff(RAMP)), RAMP / 65535),
+        ("16 bits.TIFF", written(tiff(RAMP.astype(">u2"))), RAMP / 65535),
         (
             "16 bits.pgm",
             written(b"P5 28 28 65535\n" + RAMP.astype(">u2").tobytes()),
@@ -124,6 +125,31 @@ def written(content):
             "one level transparent.png",
             written(png(0, 16, RAMP.astype(">u2"), (b"tRNS", int(RAMP[3, 3]).to_bytes(2)))),
             np.where(RAMP[3, 3] == RAMP, 1, RAMP / 65535),
+        ),
+        (
+            "one of four levels transparent.png",
+            written(
+                png(0, 2, np.array([[0b00011011]], np.uint8), (b"tRNS", bytes([0, 2])), width=4)
+            ),
+            np.array([[0, 85, 255, 255]]) / 255,
+        ),
+        (
+            "one of sixteen levels transparent.png",
+            written(png(0, 4, np.array([[0x3C]], np.uint8), (b"tRNS", bytes([0, 12])), width=2)),
+            np.array([[51, 255]]) / 255,
+        ),
+        (
+            "one color of 16 bits transparent.png",
+            written(
+                png(
+                    2,
+                    16,
+                    np.array([[32768, 256, 1, 65535, 257, 0]], ">u2"),
+                    (b"tRNS", struct.pack(">3H", 32768, 256, 1)),
+                    width=2,
+                )
+            ),
+            np.array([[[255, 255, 255], [255, 1, 0]]]) / 255,
         ),
         (
             "floating-point.tif",
@@ -285,10 +311,55 @@ def test_floating_point_levels_outside_of_0_and_1_are_refused(pixels, tmp_path):
         load("train", str(tmp_path))
 
 
-def test_levels_of_which_nobody_knows_what_is_white_are_refused(tmp_path):
-    save(tmp_path / "c" / "a.tif", RAMP.astype(np.int32))
-    with pytest.raises(DataError, match=r"a\.tif .*32-bit levels .*save it with 8 or 16 bits"):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("white is zero.tif", tiff(RAMP, "<", _262=0)),
+        ("white is zero.tif", tiff((RAMP / 65535).astype(">f4"), _262=0, _339=3)),
+        ("12 bits.tif", tiff(np.arange(12, dtype=np.uint8)[None], "<", _256=8, _258=12)),
+        ("signed.tif", tiff(GRAY, _339=2)),
+        ("32 bits.tif", tiff(RAMP.astype("<u4"), "<")),
+        ("signed.tif", tiff(RAMP.astype(">i2"), _339=2)),
+        (
+            "sky.fits",
+            b"".join(
+                f"{name:8}= {value:>20}".ljust(80).encode()
+                for name, value in {
+                    "SIMPLE": "T",
+                    "BITPIX": 16,
+                    "NAXIS": 2,
+                    "NAXIS1": 28,
+                    "NAXIS2": 28,
+                }.items()
+            ).ljust(2880 - 80)
+            + b"END".ljust(80)
+            + RAMP.tobytes(),
+        ),
+    ],
+)
+def test_levels_that_are_meant_otherwise_than_pillow_gives_them_are_refused(
+    name, content, tmp_path
+):
+    written(content)(tmp_path / "c" / name)
+    with pytest.raises(DataError, match=rf"{name} .*which .* is black .* by a PNG of 8 or 16 bits"):
         load("train", str(tmp_path))
+
+
+def test_pictures_of_8_bits_whose_white_is_zero_are_read(tmp_path):
+    written(tiff(GRAY, _262=0))(tmp_path / "c" / "a.tif")
+    assert np.allclose(only(tmp_path), 1 - GRAY / 255)
+
+
+@pytest.mark.parametrize("value", [b"72\0\0", struct.pack("<f", np.nan)])
+def test_a_picture_stands_upright_though_its_camera_wrote_nonsense(value, tmp_path):
+    kind = 2 if value.startswith(b"72") else 11  # text or a float, as resolution
+    tags = [(0x112, 3, struct.pack("<HH", 6, 0)), (0x11A, kind, value)]
+    entries = [
+        struct.pack("<HHI", tag, kind, len(v) if kind == 2 else 1) + v for tag, kind, v in tags
+    ]
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + b"".join(entries) + bytes(4)
+    save(tmp_path / "c" / "a.png", GRAY, exif=exif)
+    assert np.array_equal(only(tmp_path) * 255, np.rot90(GRAY, -1))
 
 
 # Which pictures -----------------------------------------------------------------------------------
@@ -347,7 +418,8 @@ def test_folders_within_a_class_belong_to_it(tmp_path):
     fill(tmp_path / "cat" / "2023" / "may", 10)
     fill(tmp_path / "cat" / "2024", 10, 10)
     fill(tmp_path / "dog", 20, 20)
-    train, _ = both(tmp_path)
+    told, train = warning_of(lambda: load("train", str(tmp_path)))
+    assert told.endswith("folders inside a class belong to it: cat/2023, cat/2024")
     assert train.classes == ("cat", "dog")
     assert train.labels.bincount().tolist() == [18, 18]
 
@@ -356,6 +428,10 @@ def test_a_folder_around_all_others_is_looked_through(tmp_path):
     for name in ("cat", "dog"):
         fill(tmp_path / "download" / "pets" / name, 20, 20 * (name == "dog"))
     assert load("train", str(tmp_path)).classes == ("cat", "dog")
+    fill(tmp_path, 1, 100)  # a preview beside it does not make it a class
+    told, train = warning_of(lambda: load("train", str(tmp_path)))
+    assert told.endswith("they lie beside the class folders: 1 .png (100.png)")
+    assert train.classes == ("cat", "dog")
 
 
 def warning_of(call, times=1):
@@ -404,6 +480,23 @@ def test_a_train_is_a_class_among_vehicles(tmp_path):
     for place, name in enumerate(["bus", "train"]):
         fill(tmp_path / name, 10, 10 * place)
     assert load("train", str(tmp_path)).classes == ("bus", "train")
+
+
+def test_a_test_folder_without_the_classes_of_training_is_named(tmp_path):
+    fill(tmp_path / "train" / "cat", 5)
+    fill(tmp_path / "test", 4, 50)
+    with pytest.raises(
+        ValueError, match=r"^split: no picture .* 'test'.* beside .*: 4 .png \(test"
+    ):
+        load("test", str(tmp_path))
+
+
+def test_names_need_not_be_unicode(tmp_path):
+    try:
+        fill(tmp_path / os.fsdecode(b"caf\xe9"), 10)
+    except OSError:
+        pytest.skip("this file system takes Unicode alone")
+    assert [len(found) for found in both(tmp_path)] == [9, 1]
 
 
 def test_classes_that_training_lacks_are_told(tmp_path):
@@ -515,6 +608,18 @@ def test_pictures_that_become_equal_are_copies_too(tmp_path):
     assert len(distinct(test)) == 3
 
 
+@pytest.mark.parametrize("size", [None, 14, 31])
+def test_a_picture_of_8_bits_in_a_file_of_more_is_a_copy(size, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+    save(tmp_path / "train" / "8.png", pixels)
+    save(tmp_path / "test" / "16.png", pixels.astype(np.uint16) * 257)
+    save(tmp_path / "test" / "32.tif", (pixels / 255).astype(np.float32))
+    save(tmp_path / "test" / "other.png", 255 - pixels)
+    told, test = warning_of(lambda: load("test", str(tmp_path), size=size))
+    assert "left out of test, since train has them: 1 .png, 1 .tif" in told
+    assert len(test) == 1
+
+
 def test_test_pictures_that_train_has_are_left_out_and_told(tmp_path):
     fill(tmp_path / "train" / "cat", 20)
     fill(tmp_path / "train" / "dog", 20, 100)
@@ -526,9 +631,8 @@ def test_test_pictures_that_train_has_are_left_out_and_told(tmp_path):
     assert len(train) == 40
     shutil.rmtree(tmp_path / "test")
     shutil.copytree(tmp_path / "train", tmp_path / "test")
-    with (
-        pytest.warns(UserWarning, match="left out of test, since train has them: 40 .png"),
-        pytest.raises(ValueError, match=r"^split: no picture of .* is left for 'test'"),
+    with pytest.raises(
+        ValueError, match=r"^split: no picture of .* is left for 'test'.*train has them: 40 .png"
     ):
         load("test", str(tmp_path))
 
