@@ -17,6 +17,7 @@ from contextlib import ExitStack
 import jaxtyping
 import matplotlib
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.agreement import agree  # noqa: F401 (a fixture of all tests)
 from tests.comparison import compare_nearly
@@ -33,6 +34,15 @@ if sys.pycache_prefix is None:
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 _scratch = tempfile.TemporaryDirectory(prefix="hypothesis-")
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = _scratch.name
+# The same examples in each run, and none is too slow on a machine that is busy.
+settings.register_profile(
+    "book",
+    database=None,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("book")
 matplotlib.use("agg")
 compare_nearly()
 # Every type and shape that the package announces is checked when a test calls it.

@@ -10,11 +10,8 @@ from hypothesis import HealthCheck, settings
 from vae_book.device import seeded
 
 repeatable = settings(
-    database=None,
-    deadline=None,
-    derandomize=True,
     max_examples=50,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

@@ -265,7 +265,8 @@ def train_epoch(
             optimizer.step()
             torch.clear_autocast_cache()  # inside autocast, of weights as they were before the step
             with torch.no_grad():
-                totals += torch.stack([-terms.log_likelihood.sum(), terms.unit_kl.sum(), loss])
+                sums = torch.stack([-terms.log_likelihood.sum(), terms.unit_kl.sum(), loss])
+                totals = totals + sums  # which may be in double precision
     return totals
 
 

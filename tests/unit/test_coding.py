@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -116,7 +116,6 @@ def test_symbols_need_minus_log2_p_bits(n, concentration):
 masses = st.lists(st.floats(1e-12, 1), min_size=2, max_size=9)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(masses, st.integers(0, 8)), max_size=40), st.integers(0, 2**32 - 1))
 def test_pop_undoes_push_and_push_undoes_pop(pairs, seed):
     counts = [cumulative_counts(np.array([row]))[0] for row, _ in pairs]

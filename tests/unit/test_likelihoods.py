@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
 from scipy.stats import bernoulli, kstest, norm, truncexpon
+from torch.nn import functional as F
 
 from vae_book.checks import trusted
 from vae_book.images import binarize
@@ -508,17 +509,33 @@ def test_bits_of_a_density_need_two_levels(levels):
 @pytest.mark.parametrize("pixels", [(1, 2, 4), (1, 3, 5), (3, 2, 2), (1, 28, 28)])
 @pytest.mark.parametrize("batch", [(), (1,), (3,), (4, 3), (4, 1)])
 @pytest.mark.parametrize("scale", [1e-3, 5.0, 1e4])
-def test_without_gradients_a_bernoulli_takes_a_shorter_way_to_the_same_sum(pixels, batch, scale):
+def test_in_single_precision_a_bernoulli_takes_a_shorter_way_to_the_same_sum(pixels, batch, scale):
     draw = torch.Generator().manual_seed(len(batch))
     logits = scale * torch.randn(*batch, *pixels, generator=draw)
     x = torch.rand(*batch[-1:], *pixels, generator=draw)
-    exact = Bernoulli(relaxed=True).log_prob(x.double(), logits.double())
-    short = Bernoulli(relaxed=True).log_prob(x, logits)
-    long = Bernoulli(relaxed=True).log_prob(x, logits.requires_grad_())
-    assert long.requires_grad
-    assert not short.requires_grad
-    torch.testing.assert_close(short.double(), exact, rtol=2e-6, atol=1e-5)
-    torch.testing.assert_close(short, long.detach(), rtol=2e-6, atol=1e-5)
+    weight = torch.randn(batch, generator=draw)
+    found, expected = [], []
+    for dtype, results in ((torch.float32, found), (torch.float64, expected)):
+        given = [each.to(dtype, copy=True).requires_grad_() for each in (x, logits)]
+        if dtype == torch.float32:
+            sums = Bernoulli(relaxed=True).log_prob(*given)
+        else:
+            on, off = (F.logsigmoid(sign * given[1]) for sign in (1, -1))
+            sums = (given[0] * on + (1 - given[0]) * off).sum((-3, -2, -1))
+        results += [sums, *torch.autograd.grad((weight * sums).sum(), given)]
+    atol = max(1e-5, 1e-6 * scale)  # of numbers as large as the logits, which nearly cancel
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=2e-6, atol=atol)
+
+
+def test_the_shorter_way_has_a_second_derivative():
+    """Minus the variance of a pixel."""
+    logits = torch.linspace(-3, 3, 8).reshape(1, 1, 2, 4).requires_grad_()
+    total = Bernoulli().log_prob(torch.ones(1, 1, 2, 4), logits).sum()
+    (slope,) = torch.autograd.grad(total, logits, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), logits)
+    p = torch.sigmoid(logits.detach())
+    torch.testing.assert_close(curvature, -p * (1 - p))
 
 
 def test_a_derived_bernoulli_is_scored_by_its_own_pixels():
