@@ -313,14 +313,22 @@ def stream(
     """
     generator, device = seeded(settings.seed, epoch), model.weight.device
     for batch in loader:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            kind = type(batch).__name__
+            raise ValueError(f"loader: expected pairs of images and labels, got a {kind} of others")
         images, labels = (each.to(device) if isinstance(each, Tensor) else each for each in batch)
         data = Images(images, labels, "a stream", "train")
-        x = binarize(data.images, generator) if settings.resample else data.images
-        model.check_images(x)
-        model.likelihood.check_support(x)
+        if len(data) == 0:
+            raise ValueError("loader: expected at least one image in each batch, got none")
+        with trusted(False):  # `train_epoch` trusts, and this batch has not been looked at
+            x = binarize(data.images, generator) if settings.resample else data.images
+            model.check_images(x)
+            model.likelihood.check_support(x)
+            y = model.told(data)
+            model.prior(y)  # looks at every label
         eps = standard_normal((settings.n_samples, len(data), model.latent), generator, device)
         eps = eps[0] if settings.n_samples == 1 else eps
-        yield Batch(x, model.told(data), eps, 1 / len(data))
+        yield Batch(x, y, eps, 1 / len(data))
 
 
 def check_fit(model: VAE, data: Images, settings: Settings, held_out: Images | None) -> None:

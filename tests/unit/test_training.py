@@ -1089,8 +1089,37 @@ def test_a_stream_has_other_noise_in_each_epoch_and_draws_binary_pixels_if_asked
     assert not torch.equal(first.x, next_one.x)
 
 
+def train_on(model, loader, **settings):
+    chosen = training.Settings(**settings)
+    parts = training.stream(model, iter(loader), chosen)
+    return training.train_epoch(model, parts, torch.optim.Adam(model.parameters()), chosen, 0)
+
+
+@pytest.mark.parametrize("resample", [False, True])
 @pytest.mark.parametrize("change", [lambda x: x[..., :14], lambda x: 255 * x, lambda x: x / 0])
-def test_a_stream_looks_at_each_batch(change):
-    data = gray()
+def test_a_stream_looks_at_each_batch_while_it_is_trained_on(change, resample):
+    data, model = gray(), tiny()
+    before = [p.clone() for p in model.parameters()]
     with pytest.raises(ValueError, match=r"^(x|images): "):
-        next(training.stream(tiny(), [(change(data.images), data.labels)], training.Settings()))
+        train_on(model, [(change(data.images), data.labels)], resample=resample)
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_a_stream_looks_at_each_label():
+    data = gray()
+    with pytest.raises(ValueError, match=r"^y: .*got 10"):
+        train_on(conditional(), [(data.images, data.labels + 1)])
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (gray().images, "pairs of images and labels, got a Tensor"),
+        ([gray().images], "pairs of images and labels, got a list"),
+        ({"x": gray().images, "y": gray().labels}, "pairs of images and labels, got a dict"),
+        ((gray(0).images, gray(0).labels), "at least one image"),
+    ],
+)
+def test_a_stream_of_other_things_is_refused_by_name(batch, message):
+    with pytest.raises(ValueError, match=f"^loader: expected {message}"):
+        train_on(tiny(), [batch])
