@@ -179,6 +179,13 @@ def test_the_seed_governs_the_whole_run(train):
         assert (first / name).read_bytes() != (other / name).read_bytes()
 
 
+def test_a_seed_may_have_any_size(train):
+    seeds = [str(10**30 + i) for i in range(2)]
+    first, second = (train("--seed", seed, epochs=1, out=seed) for seed in seeds)
+    losses = [History.load(out / "history.json").loss for out in (first, second)]
+    assert losses[0] != losses[1]
+
+
 def test_options_reach_the_run(train):
     run = read_checkpoint(train("--lr", "0.01", "--seed", "4") / "checkpoint.pt")
     assert (run.settings["lr"], run.settings["seed"]) == (0.01, 4)

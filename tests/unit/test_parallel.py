@@ -194,6 +194,15 @@ def test_a_killed_process_is_named_once_with_how_to_go_on(
 
 
 @needs_proc
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_somebody_ends_stops_all_with_one_line(started, tmp_path, rank):
+    running = started(LAUNCHERS["--processes"])
+    os.kill(workers_of(running)[rank], signal.SIGTERM)
+    assert running.wait(timeout=120) == 128 + signal.SIGTERM
+    assert lines((tmp_path / "said").read_text()) == [f"vae_book: stopped{AGAIN}"]
+
+
+@needs_proc
 def test_where_all_processes_are_killed_the_launcher_tells(started, tmp_path):
     running = started(LAUNCHERS["--processes"])
     workers = workers_of(running)
