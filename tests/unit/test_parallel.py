@@ -298,7 +298,7 @@ def alone(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["labels", "parts", "convolutions", "free nats"])
+@pytest.mark.parametrize("name", ["labels", "parts", "convolutions", "free nats", "weights"])
 def test_each_kind_of_model_is_trained_as_by_one_process(alone, ranks, name):
     one, two = (read_checkpoint(run / f"{name}.pt") for run in (alone, ranks[0]))
     # Adam makes full steps of 1e-3 out of gradients of any size: roundings in the smallest show.
