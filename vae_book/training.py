@@ -335,7 +335,7 @@ def check_fit(model: VAE, data: Images, settings: Settings, held_out: Images | N
     """Raise ValueError unless model and data fit each other; looks at all images once."""
     if len(data) == 0:
         raise ValueError("data: expected at least one image, got none")
-    check_trainable(model)
+    check_trainable(model, settings)
     where: Tensor = next(model.parameters())
     for name, images in {"data": data, "held_out": held_out}.items():
         if images is None:
@@ -370,14 +370,16 @@ def check_fit(model: VAE, data: Images, settings: Settings, held_out: Images | N
             )
 
 
-def check_trainable(model: VAE) -> None:
+def check_trainable(model: VAE, settings: Settings) -> None:
     """Raise ValueError unless Adam can train the model's weights."""
     weights = list(model.parameters())
-    if torch.float16 in {each.dtype for each in weights}:
-        raise ValueError(
-            "model: expected weights of float32, float64 or bfloat16, got float16, in which Adam's "
-            "averages become 0; take model.float(), with precision='bfloat16' for short products"
-        )
+    for dtype in {each.dtype for each in weights}:
+        if settings.eps < torch.finfo(dtype).smallest_normal:
+            raise ValueError(
+                f"eps: expected a number that weights of {dtype} can hold, got {settings.eps:g}, "
+                "with which Adam would divide by 0; take 1e-4, or model.float(), with "
+                "precision='bfloat16' for short products"
+            )
     learning = any(each.requires_grad and not each.is_inference() for each in weights)
     if not learning or torch.is_inference_mode_enabled():
         raise ValueError(

@@ -819,7 +819,7 @@ def gray_elsewhere():
         ({"model": tiny(image_shape=(1, 14, 14))}, r"data: x: .*\(\.\.\., 1, 14, 14\)"),
         ({"model": tiny(likelihood=Bernoulli())}, "data: x: .*binarize"),
         ({"resume": True}, "resume: .*checkpoint"),
-        ({"model": tiny().half()}, "model: .*got float16.*precision='bfloat16'"),
+        ({"model": tiny().half()}, "eps: .*float16.*1e-08.*precision='bfloat16'"),
         ({"model": tiny().requires_grad_(False)}, "model: .*gradient.*requires_grad"),
     ],
 )
