@@ -35,6 +35,7 @@ def train(folder):
         ("parts", CompletionVAE(latent=2, hidden=8), quadrants(labelled), None),
         ("convolutions", ConvVAE(latent=2, hidden=8), labelled, None),
         ("free nats", CVAE(latent=2, hidden=8, own_weights=False), labelled, free),
+        ("weights", VAE(latent=2, hidden=8), labelled, Objective(bound="iwae-dreg")),
     ]:
         options = {"held_out": data, "checkpoint": folder / f"{name}.pt"}
         fit(model, data, epochs=3, batch_size=7, objective=objective, **options)

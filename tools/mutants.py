@@ -158,7 +158,7 @@ MUTANTS = {
         "cross_entropy(x, params)",
     ),
     ("06", "slope of the cross-entropy from the wrong side"): (
-        "_SummedCrossEntropy.backward",
+        "_CrossEntropy.backward",
         "(torch.sigmoid(logits) - x)",
         "(torch.sigmoid(logits) + x)",
     ),

@@ -1,6 +1,7 @@
 """The command line: ``python -m vae_book`` train, sample, evaluate, reproduce and doctor."""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     try:
         # Imported here, so that --help need not wait for torch.
+        from torch import OutOfMemoryError
+
         from vae_book import commands, parallel
         from vae_book.files import WriteError
         from vae_book.images import DataError
@@ -46,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             _stop("" if launched else f"stopped{again}", 130)
         except WriteError as error:
             _stop(f"error: {error}{again}", 2)
-        except (ValueError, OSError, DataError) as error:
+        except (ValueError, OSError, DataError, OutOfMemoryError) as error:
             if isinstance(error, OSError):
                 _give_up_printing()
             _stop(f"error: {error}", 2)
@@ -145,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         "processor has such products (default: %(default)s)",
     )
     train.add_argument(
-        "--out", type=Path, default="runs/vae", help="folder to write to (default: %(default)s)"
+        "--out", type=_path, default="runs/vae", help="folder to write to (default: %(default)s)"
     )
     _number(train, "--processes", 1, "how many train the model together, each on its own GPU")
     train.add_argument(LAUNCHED, action="store_true", help=argparse.SUPPRESS)
@@ -166,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     _number(sample, "--n", 64, "how many images")
     _seed(sample, "of z")
     sample.add_argument(
-        "--out", type=Path, default="runs/samples.png", help="file to write (default: %(default)s)"
+        "--out", type=_path, default="runs/samples.png", help="file to write (default: %(default)s)"
     )
 
     evaluate = commands.add_parser(
@@ -204,13 +207,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     reproduce.add_argument(
         "--results",
-        type=Path,
+        type=_path,
         default="book/results/ledger",
         help="folder to write to (default: %(default)s)",
     )
     reproduce.add_argument(
         "--runs",
-        type=Path,
+        type=_path,
         default="runs/ledger",
         help="folder of checkpoints (default: %(default)s)",
     )
@@ -243,10 +246,14 @@ def _seed(parser: argparse.ArgumentParser, text: str) -> None:
 def _checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
-        type=Path,
+        type=_path,
         default="runs/vae/checkpoint.pt",
         help="what train wrote (default: %(default)s)",
     )
+
+
+def _path(text: str) -> Path:
+    return Path(os.path.expanduser(text))  # of --out=~/runs a shell leaves ~ as it is
 
 
 def _positive(text: str) -> int:

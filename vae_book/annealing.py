@@ -125,7 +125,7 @@ def transition(
         The new z, and the probability with which each proposal was accepted.
     """
     momentum = standard_normal(z.shape, generator, z.device).to(z)
-    decision = torch.rand(z.shape[:-1], generator=generator).to(z)
+    decision = torch.rand(z.shape[:-1], generator=generator, device="cpu").to(z)
     moved, after = leapfrog(
         lambda at: target.slope(at, beta), z, momentum, step.unsqueeze(-1), n_leapfrog
     )

@@ -70,8 +70,9 @@ class Checkpoint:
         Raises:
             ValueError: the model or the settings are not those of the run.
         """
-        asked = {**settings, **architecture(model)}
-        saved = {**self.settings, **self.architecture}
+        types = "type of the weights"
+        asked = {**settings, **architecture(model), types: _types(model.state_dict())}
+        saved = {**self.settings, **self.architecture, types: _types(self.weights)}
         differing = [
             f"{name} was {saved.get(name)!r} and is now {asked.get(name)!r}"
             for name in sorted(saved.keys() | asked.keys())
@@ -155,6 +156,10 @@ def _match(name: str, found: Any, wanted: Any) -> None:
             _match(f"{name}: {key}", found[key], wanted[key])
     elif not found.isfinite().all():
         raise ValueError(f"{name}: expected finite numbers, got infinity or NaN")
+
+
+def _types(weights: Mapping[str, Tensor]) -> str:
+    return " and ".join(sorted({str(each.dtype) for each in weights.values()}))
 
 
 def _outline(found: Any) -> str:

@@ -24,9 +24,13 @@ _trusting = ContextVar("trusting", default=False)
 
 
 @contextmanager
-def trusted() -> Iterator[None]:
-    """Leave out checks of values in the block: they have been made, for all data at once."""
-    token = _trusting.set(True)
+def trusted(trust: bool = True) -> Iterator[None]:
+    """Leave out checks of values in the block: they have been made, for all data at once.
+
+    Args:
+        trust: False makes the checks after all, of what is new within such a block.
+    """
+    token = _trusting.set(trust)
     try:
         yield
     finally:

@@ -63,7 +63,7 @@ def train(
         data, held_out = (
             load_images(split, source, device, size=28, channels=1) for split in ("train", "test")
         )
-    torch.manual_seed(seed)
+    torch.manual_seed(seeded(seed).initial_seed())  # torch takes 64 bits
     model = VAE(latent, hidden, likelihood=Bernoulli(relaxed=not binary)).to(device)
     held_out = _scorable(model, held_out, seed)
     done = len(read_checkpoint(checkpoint).history["kl"]) if checkpoint.exists() else 0

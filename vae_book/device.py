@@ -109,7 +109,7 @@ def standard_normal(
         ValueError: a size is negative or not whole.
     """
     shape = whole_numbers("shape", shape, least=0)
-    return sent(torch.randn(*shape, generator=generator), device)
+    return sent(torch.randn(*shape, generator=generator, device="cpu"), device)
 
 
 def sent(values: Tensor, device: torch.device | str) -> Tensor:

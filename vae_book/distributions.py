@@ -153,7 +153,7 @@ class Mixture(Distribution):
     ) -> Float[Tensor, "..."]:
         """Draws whose leading axes are ``shape``: first which component, then a draw of it."""
         shape = whole_numbers("shape", shape, least=0)
-        which = torch.randint(len(self.parts.mu), shape, generator=generator)
+        which = torch.randint(len(self.parts.mu), shape, generator=generator, device="cpu")
         return self.parts[which.to(self.parts.mu.device)].sample(shape, generator)
 
     @numeric

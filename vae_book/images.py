@@ -142,7 +142,7 @@ def binarize(
     """
     if not is_trusted():
         _within("images", images, 1.0)
-    uniform = sent(torch.rand(images.shape, generator=generator), images.device)
+    uniform = sent(torch.rand(images.shape, generator=generator, device="cpu"), images.device)
     return (uniform < images).to(images.dtype)
 
 

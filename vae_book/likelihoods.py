@@ -134,7 +134,7 @@ class Bernoulli(Likelihood):
     def image_log_prob(self, x: Tensor, params: Tensor) -> Tensor:
         """Its sum over each image; in single precision by a shorter way."""
         derived = type(self).pixel_log_prob is not Bernoulli.pixel_log_prob
-        if derived or params.dtype != torch.float32:
+        if derived or {x.dtype, params.dtype} != {torch.float32}:
             return super().image_log_prob(x, params)
         return -_SummedCrossEntropy.apply(x.flatten(-3), params.flatten(-3))
 
@@ -276,8 +276,8 @@ class Gaussian(nn.Module, Likelihood):
     def sample(self, params: Params, generator: torch.Generator | None = None) -> Params:
         """A normal draw for each pixel; it may leave [0, 1]. The noise is drawn on the CPU."""
         mean = self.mean(params)
-        eps = torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device)
-        return mean + torch.exp(0.5 * self.log_var(params)) * eps
+        eps = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device="cpu")
+        return mean + torch.exp(0.5 * self.log_var(params)) * eps.to(mean.device)
 
     def extra_repr(self) -> str:
         """The arguments, for print(model)."""
@@ -367,9 +367,10 @@ def cross_entropy(
 class _CrossEntropy(torch.autograd.Function):
     """By the logarithm of 1 + exp(-|l|): log1p takes longer, for a gain below 1e-7."""
 
+    generate_vmap_rule = True  # for torch.func, as setup_context and jvp are
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, logits: Tensor) -> Tensor:
-        ctx.save_for_backward(x, logits)
+    def forward(x: Tensor, logits: Tensor) -> Tensor:
         largest = torch.finfo(logits.dtype).max
         finite = logits.clamp(-largest, largest)  # 0 times infinity is 0 here
         small = torch.exp(-logits.abs())
@@ -377,27 +378,40 @@ class _CrossEntropy(torch.autograd.Function):
         return log + finite.clamp(min=0) - x * finite
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
         x, logits = ctx.saved_tensors
-        by_x = -gradient * logits if ctx.needs_input_grad[0] else None
+        by_x = (-gradient * logits).sum_to_size(x.shape) if ctx.needs_input_grad[0] else None
         return by_x, gradient * (torch.sigmoid(logits) - x)
 
+    @staticmethod
+    def jvp(ctx: Any, x_moves: Tensor, logits_move: Tensor) -> Tensor:
+        x, logits = ctx.saved_tensors
+        return (torch.sigmoid(logits) - x) * logits_move - logits * x_moves
 
-class _SummedCrossEntropy(torch.autograd.Function):
+
+class _SummedCrossEntropy(_CrossEntropy):
     """The sum of `cross_entropy` over the last axis, in single precision.
 
     One logarithm for eight pixels: a product of eight factors between 1 and 2 is nearly as exact.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, logits: Tensor) -> Tensor:
-        ctx.save_for_backward(x, logits)
+    def forward(x: Tensor, logits: Tensor) -> Tensor:
         largest = torch.finfo(logits.dtype).max
         factors = logits.abs().neg_().exp_().add_(1)
         factors = factors.unflatten(-1, (math.gcd(logits.shape[-1], 8), -1)).prod(-2)
         finite = logits.clamp(-largest, largest)  # 0 times infinity is 0 here
-        scores = finite @ x[0] if x.shape[:-1] == (1,) else (finite * x).sum(-1)
-        total = factors.log_().sum(-1) - scores + finite.clamp_(min=0).sum(-1)
+        if x.shape[:-1] == (1,):
+            with torch.autocast(logits.device.type, enabled=False):
+                scores = finite @ x[0]
+        else:
+            scores = (finite * x).sum(-1)
+        total = factors.log_().sum(-1) - scores + finite.relu_().sum(-1)
         # Two sums may overflow where the pixels' terms cancel; training has diverged by then, and
         # does not wait for a GPU to look.
         if not is_trusted() and bool(total.isnan().any()):
@@ -406,14 +420,15 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
-        x, logits = ctx.saved_tensors
-        gradient = gradient.unsqueeze(-1)
-        by_x = (-gradient * logits).sum_to_size(x.shape) if ctx.needs_input_grad[0] else None
-        return by_x, gradient * (torch.sigmoid(logits) - x)
+        return _CrossEntropy.backward(ctx, gradient.unsqueeze(-1))
+
+    @staticmethod
+    def jvp(ctx: Any, x_moves: Tensor, logits_move: Tensor) -> Tensor:
+        return _CrossEntropy.jvp(ctx, x_moves, logits_move).sum(-1)
 
 
 def _uniform(params: Tensor, generator: torch.Generator | None) -> Tensor:
-    uniform = torch.rand(params.shape, generator=generator, dtype=params.dtype)
+    uniform = torch.rand(params.shape, generator=generator, dtype=params.dtype, device="cpu")
     return uniform.to(params.device)
 
 

@@ -134,7 +134,8 @@ def importance_weighted_loss(
     if doubly:
         mu, log_var = made.q_z
         made = made._replace(q_z=DiagonalGaussian(mu.detach(), log_var.detach()))
-    log_weights = pass_log_weights(x, made).reshape(-1, len(x))
+    found = pass_log_weights(x, made)
+    log_weights = found.reshape(math.prod(found.shape[:-1]), len(x))  # n may be 0 in a process
     if doubly and z.requires_grad:
         share = log_weights.detach().softmax(0).reshape(z.shape[:-1]).unsqueeze(-1)
         z.register_hook(lambda gradient: share * gradient)  # which has the factor share already

@@ -120,6 +120,7 @@ def when_ended(tell: Callable[[list[str]], None]) -> None:
     signal.set_wakeup_fd(written, warn_on_full_buffer=False)
 
     def listen() -> None:
+        code = 1
         try:
             while os.getppid() == launcher:
                 ready, *_ = select.select([heard], [], [], 1)
@@ -133,8 +134,10 @@ def when_ended(tell: Callable[[list[str]], None]) -> None:
             gone = _gone()
             if fails_first():
                 tell(gone)
+                # Nobody is gone: somebody else ended this process, of which its launcher tells.
+                code = 1 if gone else 128 + signal.SIGTERM
         finally:
-            os._exit(1)
+            os._exit(code)
 
     threading.Thread(target=listen, daemon=True).start()
 

@@ -153,12 +153,15 @@ def fit(
     Raises:
         ValueError: a number is out of range, the data are on another device than the model or do
             not fit it, a checkpoint to resume was made with other settings, processes were given
-            different things, or the loss has become infinite or not a number.
+            different things, the loss has become infinite or not a number, or no weight can learn.
+        OutOfMemoryError: torch's, of a GPU that is full; the message says what to lower.
         WriteError: the checkpoint cannot be written, found out before the first epoch where that is
             possible.
     """
     chosen = Settings(**{name: each for name, each in settings.items() if each is not None})
     epochs = whole_number("epochs", epochs)
+    if checkpoint:
+        checkpoint = Path(checkpoint).absolute()  # on_epoch may change the folder
     check_fit(model, data, chosen, held_out)
     optimizer = torch.optim.Adam(model.parameters(), lr=chosen.lr, eps=chosen.eps, fused=True)
     history = History(device=describe(data.images.device))
@@ -210,12 +213,19 @@ def fit(
 
 @contextmanager
 def advice(settings: Settings, epoch: int) -> Iterator[None]:
-    """Say what to do about numbers that become infinite or NaN in an epoch.
+    """Say what to do about a GPU that is full, and numbers that become infinite or NaN in an epoch.
 
     `check_fit` has looked at the data, so a ValueError is about what training made of the model.
     """
     try:
         yield
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            f"batch_size: {settings.batch_size} images with {settings.n_samples} draws each do not "
+            f"fit into the memory of the device in epoch {epoch + 1}; lower batch_size or "
+            "n_samples, take a smaller model, or end what else uses the device; a checkpoint stays "
+            f"as it was before ({error})"
+        ) from error
     except ValueError as error:
         raise ValueError(
             f"lr: the loss of epoch {epoch + 1} is infinite or NaN, or will be ({error}); start "
@@ -268,7 +278,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 def batches(model: VAE, data: Images, settings: Settings, epoch: int) -> Iterator[Batch]:
     """The batches of an epoch, in random order; of each, the share of this process."""
     generator, device = seeded(settings.seed, epoch), data.images.device
-    order = sent(torch.randperm(len(data), generator=generator), device)
+    order = sent(torch.randperm(len(data), generator=generator, device="cpu"), device)
     eps = standard_normal((settings.n_samples, len(data), model.latent), generator, device)
     told, size = model.told(data), settings.batch_size
     # Each process takes every world_size-th image of a batch. DistributedDataParallel averages the
@@ -303,20 +313,29 @@ def stream(
     """
     generator, device = seeded(settings.seed, epoch), model.weight.device
     for batch in loader:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            kind = type(batch).__name__
+            raise ValueError(f"loader: expected pairs of images and labels, got a {kind} of others")
         images, labels = (each.to(device) if isinstance(each, Tensor) else each for each in batch)
         data = Images(images, labels, "a stream", "train")
-        x = binarize(data.images, generator) if settings.resample else data.images
-        model.check_images(x)
-        model.likelihood.check_support(x)
+        if len(data) == 0:
+            raise ValueError("loader: expected at least one image in each batch, got none")
+        with trusted(False):  # `train_epoch` trusts, and this batch has not been looked at
+            x = binarize(data.images, generator) if settings.resample else data.images
+            model.check_images(x)
+            model.likelihood.check_support(x)
+            y = model.told(data)
+            model.prior(y)  # looks at every label
         eps = standard_normal((settings.n_samples, len(data), model.latent), generator, device)
         eps = eps[0] if settings.n_samples == 1 else eps
-        yield Batch(x, model.told(data), eps, 1 / len(data))
+        yield Batch(x, y, eps, 1 / len(data))
 
 
 def check_fit(model: VAE, data: Images, settings: Settings, held_out: Images | None) -> None:
     """Raise ValueError unless model and data fit each other; looks at all images once."""
     if len(data) == 0:
         raise ValueError("data: expected at least one image, got none")
+    check_trainable(model, settings)
     where: Tensor = next(model.parameters())
     for name, images in {"data": data, "held_out": held_out}.items():
         if images is None:
@@ -349,3 +368,21 @@ def check_fit(model: VAE, data: Images, settings: Settings, held_out: Images | N
                 "objective: expected the penalty 'kl' for a model that learns its prior, which the "
                 "naive penalty leaves untrained"
             )
+
+
+def check_trainable(model: VAE, settings: Settings) -> None:
+    """Raise ValueError unless Adam can train the model's weights."""
+    weights = list(model.parameters())
+    for dtype in {each.dtype for each in weights}:
+        if settings.eps < torch.finfo(dtype).smallest_normal:
+            raise ValueError(
+                f"eps: expected a number that weights of {dtype} can hold, got {settings.eps:g}, "
+                "with which Adam would divide by 0; take 1e-4, or model.float(), with "
+                "precision='bfloat16' for short products"
+            )
+    learning = any(each.requires_grad and not each.is_inference() for each in weights)
+    if not learning or torch.is_inference_mode_enabled():
+        raise ValueError(
+            "model: expected weights that take a gradient, got none; make and train it outside of "
+            "torch.inference_mode, with requires_grad where it is to learn"
+        )

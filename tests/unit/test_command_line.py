@@ -179,6 +179,13 @@ def test_the_seed_governs_the_whole_run(train):
         assert (first / name).read_bytes() != (other / name).read_bytes()
 
 
+def test_a_seed_may_have_any_size(train):
+    seeds = [str(10**30 + i) for i in range(2)]
+    first, second = (train("--seed", seed, epochs=1, out=seed) for seed in seeds)
+    losses = [History.load(out / "history.json").loss for out in (first, second)]
+    assert losses[0] != losses[1]
+
+
 def test_options_reach_the_run(train):
     run = read_checkpoint(train("--lr", "0.01", "--seed", "4") / "checkpoint.pt")
     assert (run.settings["lr"], run.settings["seed"]) == (0.01, 4)
@@ -464,6 +471,25 @@ def test_a_full_disk_is_one_line_that_names_file_and_disk_and_how_to_go_on(train
     assert "Traceback" not in done.stderr
     assert everything(out) == before
     assert_same_run(train(epochs=2, out="whole"), train("--resume", epochs=2))
+
+
+def test_a_full_gpu_is_one_line_that_says_what_to_lower(train, capsys, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+    monkeypatch.setattr(torch.optim.Adam, "step", full)
+    with pytest.raises(SystemExit, match="2"):
+        train()
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("vae_book: error: batch_size: 16 images")
+
+
+def test_a_tilde_that_the_shell_leaves_is_the_home(train, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    train("--out=~/kept", epochs=1)
+    assert (tmp_path / "kept" / "checkpoint.pt").exists()
 
 
 def test_missing_data_are_an_error_of_use(monkeypatch, capsys, tmp_path):

@@ -14,6 +14,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import bernoulli, kstest, norm, truncexpon
 from torch.nn import functional as F
 
+from vae_book.checks import trusted
 from vae_book.images import binarize
 from vae_book.likelihoods import (
     Bernoulli,
@@ -556,3 +557,36 @@ def test_the_shorter_way_keeps_what_is_infinite_or_not_a_number():
     logits[0, 0, 0, 0] = math.nan
     found = Bernoulli().log_prob(ones, logits)
     assert found.isnan().tolist() == [True, False]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # torch's own, of forward mode
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_torch_func_differentiates_the_cross_entropy_both_ways(dtype):
+    draw = torch.Generator().manual_seed(0)
+    x = torch.rand(3, 1, 2, 4, generator=draw, dtype=dtype)
+    logits = torch.randn(2, 3, 1, 2, 4, generator=draw, dtype=dtype)
+
+    def total(x, logits):
+        return Bernoulli(relaxed=True).log_prob(x, logits).sum()
+
+    expected = logits.sum(0), x - torch.sigmoid(logits)
+    for found, slope in zip(torch.func.grad(total, (0, 1))(x, logits), expected, strict=True):
+        torch.testing.assert_close(found, slope)
+    moves = torch.ones_like(x), torch.ones_like(logits)
+    _, moved = torch.func.jvp(total, (x, logits), moves)
+    torch.testing.assert_close(moved, sum(each.sum() for each in expected))
+    _, moved = torch.func.jvp(lambda logits: total(x, logits), (logits,), moves[1:])
+    torch.testing.assert_close(moved, expected[1].sum())
+    with trusted():  # which looks at no value, as vmap cannot
+        each = torch.func.vmap(torch.func.grad(total, 1))(x, logits[0])
+    torch.testing.assert_close(each, expected[1][0])
+
+
+@pytest.mark.parametrize("short", [torch.bfloat16, torch.float16])
+def test_the_sum_of_one_image_stays_in_single_precision_under_autocast(short):
+    draw = torch.Generator().manual_seed(0)
+    x = torch.rand(1, 1, 28, 28, generator=draw)
+    logits = 100 * torch.randn(4, 1, 1, 28, 28, generator=draw)
+    plain = Bernoulli(relaxed=True).log_prob(x, logits)
+    with torch.autocast("cpu", short):
+        assert torch.equal(Bernoulli(relaxed=True).log_prob(x, logits), plain)

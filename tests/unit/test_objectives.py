@@ -244,6 +244,17 @@ def log_mean_weight(mu, log_var, eps, W):
     return weights.exp().mean().log()
 
 
+@pytest.mark.parametrize("samples", [(), (3,)])
+@pytest.mark.parametrize("doubly", [False, True])
+def test_no_images_have_no_weighted_loss(samples, doubly):
+    """As in a process to which the last batch leaves none."""
+    model, x = VAE(2, 3, (1, 2, 2)), torch.rand(0, 1, 2, 2)
+    loss = importance_weighted_loss(x, model(x, torch.zeros(*samples, 0, 2)), doubly=doubly)
+    assert loss.shape == (0,)
+    loss.sum().backward()
+    assert not any(p.grad.any() for p in model.parameters())
+
+
 @pytest.mark.parametrize("doubly", [False, True])
 @pytest.mark.parametrize("K", [1, 4])
 def test_the_weighted_loss_is_the_log_of_the_average_weight(K, doubly):

@@ -194,6 +194,15 @@ def test_a_killed_process_is_named_once_with_how_to_go_on(
 
 
 @needs_proc
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_somebody_ends_stops_all_with_one_line(started, tmp_path, rank):
+    running = started(LAUNCHERS["--processes"])
+    os.kill(workers_of(running)[rank], signal.SIGTERM)
+    assert running.wait(timeout=120) == 128 + signal.SIGTERM
+    assert lines((tmp_path / "said").read_text()) == [f"vae_book: stopped{AGAIN}"]
+
+
+@needs_proc
 def test_where_all_processes_are_killed_the_launcher_tells(started, tmp_path):
     running = started(LAUNCHERS["--processes"])
     workers = workers_of(running)
@@ -289,7 +298,7 @@ def alone(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["labels", "parts", "convolutions", "free nats"])
+@pytest.mark.parametrize("name", ["labels", "parts", "convolutions", "free nats", "weights"])
 def test_each_kind_of_model_is_trained_as_by_one_process(alone, ranks, name):
     one, two = (read_checkpoint(run / f"{name}.pt") for run in (alone, ranks[0]))
     # Adam makes full steps of 1e-3 out of gradients of any size: roundings in the smallest show.

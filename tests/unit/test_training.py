@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
+from torch.overrides import TorchFunctionMode
 
 from vae_book import training
 from vae_book.checkpoints import read_checkpoint
@@ -761,6 +762,7 @@ def swapped(data):
             "and is now {'kind': 'ContinuousBernoulli'}",
         ),
         ({"model": tiny(likelihood=Gaussian(0.5))}, "and is now {'kind': 'Gaussian', 'sigma': 0.5"),
+        ({"model": tiny().double()}, "weights was 'torch.float32' and is now 'torch.float64'"),
     ],
 )
 def test_resume_refuses_another_run(tmp_path, changed, message):
@@ -817,6 +819,8 @@ def gray_elsewhere():
         ({"model": tiny(image_shape=(1, 14, 14))}, r"data: x: .*\(\.\.\., 1, 14, 14\)"),
         ({"model": tiny(likelihood=Bernoulli())}, "data: x: .*binarize"),
         ({"resume": True}, "resume: .*checkpoint"),
+        ({"model": tiny().half()}, "eps: .*float16.*1e-08.*precision='bfloat16'"),
+        ({"model": tiny().requires_grad_(False)}, "model: .*gradient.*requires_grad"),
     ],
 )
 def test_an_error_of_use_names_the_argument_and_trains_nothing(wrong, message):
@@ -891,6 +895,82 @@ def test_steps_that_are_too_large_are_said_to_be_whatever_notices_it(likelihood,
     said = rf"^lr: the loss of epoch \d+ .* smaller steps than {re.escape(f'{lr:g}')}"
     with pytest.raises(ValueError, match=said):
         fit(model, gray(), epochs=200, held_out=gray(6, seed=1), lr=lr, batch_size=4)
+
+
+@pytest.mark.parametrize("place", ["forward", "average_elbo"])
+def test_a_full_gpu_is_said_with_what_to_lower_and_the_checkpoint_stays(
+    tmp_path, monkeypatch, place
+):
+    path = tmp_path / "run.pt"
+    options = {"checkpoint": path, "held_out": gray(6, seed=1), **SETTINGS}
+    fit(tiny(), gray(), epochs=1, **options)
+    before = path.read_bytes()
+    calls = itertools.count()
+
+    def full(*args, **kwargs):
+        if next(calls):  # the first call of either is one of `check_fit`
+            raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+        return measured(*args, **kwargs)
+
+    owner = VAE if place == "forward" else training
+    measured = getattr(owner, place)
+    monkeypatch.setattr(owner, place, full)
+    with pytest.raises(torch.OutOfMemoryError, match=r"^batch_size: 4 images .* epoch 2; lower"):
+        fit(tiny(), gray(), epochs=2, resume=True, **options)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("made_inside", [False, True])
+def test_inference_mode_is_refused_by_name(made_inside):
+    with torch.inference_mode(made_inside):
+        model = tiny()
+    said = r"^model: .* outside of torch.inference_mode"
+    with torch.inference_mode(not made_inside), pytest.raises(ValueError, match=said):
+        fit(model, gray(), epochs=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("batch_size", [1, 3, 100])  # of which the second leaves a batch of one
+def test_images_of_any_floating_point_type_are_trained_on(dtype, batch_size):
+    data = gray()
+    data = data.with_images(data.images.round())  # which every type holds
+    kept = [
+        fit(tiny(), each, epochs=2, batch_size=batch_size, held_out=each).loss
+        for each in (data, data.with_images(data.images.to(dtype)))
+    ]
+    assert kept[0] == pytest.approx(kept[1], rel=1e-5)
+
+
+class DefaultGpu(TorchFunctionMode):
+    """Refuse to draw by a generator of the CPU as torch.set_default_device("cuda") does."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if kwargs.get("generator") and "device" not in kwargs:
+            raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
+        return function(*args, **kwargs)
+
+
+@pytest.mark.parametrize("likelihood", [Bernoulli(), ContinuousBernoulli(), Gaussian()])
+def test_noise_is_drawn_on_the_cpu_whatever_the_default_device(likelihood):
+    model, data, generator = tiny(likelihood=likelihood), gray(), torch.Generator()
+    with DefaultGpu():
+        fit(model, data, epochs=1, resample=True)
+        model.likelihood.sample(torch.zeros(2, 1, 28, 28), generator)
+
+
+def test_a_change_of_folder_while_training_does_not_move_the_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    fit(
+        tiny(),
+        gray(),
+        epochs=2,
+        checkpoint="run.pt",
+        on_epoch=lambda _: os.chdir(tmp_path / "other"),
+    )
+    assert len(read_checkpoint(tmp_path / "run.pt").history["kl"]) == 2
+    assert not list((tmp_path / "other").iterdir())
 
 
 @pytest.mark.parametrize("where", ["folder", "file/run.pt"])
@@ -1009,8 +1089,37 @@ def test_a_stream_has_other_noise_in_each_epoch_and_draws_binary_pixels_if_asked
     assert not torch.equal(first.x, next_one.x)
 
 
+def train_on(model, loader, **settings):
+    chosen = training.Settings(**settings)
+    parts = training.stream(model, iter(loader), chosen)
+    return training.train_epoch(model, parts, torch.optim.Adam(model.parameters()), chosen, 0)
+
+
+@pytest.mark.parametrize("resample", [False, True])
 @pytest.mark.parametrize("change", [lambda x: x[..., :14], lambda x: 255 * x, lambda x: x / 0])
-def test_a_stream_looks_at_each_batch(change):
-    data = gray()
+def test_a_stream_looks_at_each_batch_while_it_is_trained_on(change, resample):
+    data, model = gray(), tiny()
+    before = [p.clone() for p in model.parameters()]
     with pytest.raises(ValueError, match=r"^(x|images): "):
-        next(training.stream(tiny(), [(change(data.images), data.labels)], training.Settings()))
+        train_on(model, [(change(data.images), data.labels)], resample=resample)
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_a_stream_looks_at_each_label():
+    data = gray()
+    with pytest.raises(ValueError, match=r"^y: .*got 10"):
+        train_on(conditional(), [(data.images, data.labels + 1)])
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (gray().images, "pairs of images and labels, got a Tensor"),
+        ([gray().images], "pairs of images and labels, got a list"),
+        ({"x": gray().images, "y": gray().labels}, "pairs of images and labels, got a dict"),
+        ((gray(0).images, gray(0).labels), "at least one image"),
+    ],
+)
+def test_a_stream_of_other_things_is_refused_by_name(batch, message):
+    with pytest.raises(ValueError, match=f"^loader: expected {message}"):
+        train_on(tiny(), [batch])
