@@ -129,12 +129,12 @@ class CapturedStep:
         Nothing is read back from the device.
 
         Args:
-            step: takes the steps of some batches, and gives a tensor of three sums.
+            step: takes the steps of some batches, and gives a tensor of sums.
             batches: tuples of tensors on the device and numbers.
             numbers: those of Python that a step depends on.
         """
         fixed, first = (numbers, self._state()), None
-        totals = torch.zeros(3, device=next(self.model.parameters()).device)
+        totals = torch.zeros((), device=next(self.model.parameters()).device)
         with trusted(), self.graph.beside():
             for batch in batches:
                 kind = [_outline(each) for each in batch]

@@ -192,11 +192,12 @@ def fit(
             step = partial(train_epoch, replica, optimizer=optimizer, settings=chosen, epoch=epoch)
             numbers = chosen.objective.numbers(epoch)
             totals = captured.epoch(step, parts, numbers) if captured else step(parts)
-            reconstruction, kl, loss = (parallel.summed(totals) / len(data)).tolist()
+            *sums, finite = parallel.summed(totals).tolist()
             history.seconds.append(time.perf_counter() - start)
-            history.reconstruction.append(reconstruction)
-            history.kl.append(kl)
-            history.loss.append(loss)
+            check_steps(finite, math.ceil(len(data) / chosen.batch_size) * parallel.world_size())
+            history.reconstruction.append(sums[0] / len(data))
+            history.kl.append(sums[1] / len(data))
+            history.loss.append(sums[2] / len(data))
             if held_out is not None:
                 bound = average_elbo(model, held_out, seed=chosen.seed)
                 history.held_out.append(bound.negative_elbo)
@@ -234,6 +235,13 @@ def advice(settings: Settings, epoch: int) -> Iterator[None]:
         ) from error
 
 
+def check_steps(finite: float, steps: int) -> None:
+    """Raise ValueError unless the loss of every step of an epoch is finite."""
+    if finite < steps:
+        # Once it is not, the weights are not, and neither is the loss of a later step.
+        raise ValueError(f"from step {int(finite / parallel.world_size()) + 1} on")
+
+
 def check_finite(model: VAE, optimizer: torch.optim.Optimizer, history: History) -> None:
     """Raise ValueError unless the state after an epoch and what was measured are finite."""
     History.checked(**vars(history))
@@ -248,12 +256,12 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     settings: Settings,
     epoch: int,
-) -> Float[Tensor, "3"]:
+) -> Float[Tensor, "4"]:
     """One pass over the data; the sums of the reconstruction terms, the KLs and the losses.
 
-    This is the loop of chapter 8.
+    The fourth number is that of the steps with a finite loss. This is the loop of chapter 8.
     """
-    totals = torch.zeros(3, device=next(model.parameters()).device)
+    totals = torch.zeros(4, device=next(model.parameters()).device)
     with trusted(), torch.enable_grad():  # check_fit has looked at all of the data
         for x, y, eps, weight in batches:
             with autocast(x.device, settings.precision):
@@ -265,8 +273,9 @@ def train_epoch(
             optimizer.step()
             torch.clear_autocast_cache()  # inside autocast, of weights as they were before the step
             with torch.no_grad():
-                sums = torch.stack([-terms.log_likelihood.sum(), terms.unit_kl.sum(), loss])
-                totals = totals + sums  # which may be in double precision
+                sums = [-terms.log_likelihood.sum(), terms.unit_kl.sum(), loss]
+                # A sum and not in place: the terms may be in double precision.
+                totals = totals + torch.stack([*sums, loss.isfinite().to(loss.dtype)])
     return totals
 
 

@@ -843,6 +843,26 @@ def test_a_run_that_diverges_stops_and_leaves_the_last_good_checkpoint(tmp_path)
     assert len(read_checkpoint(path).history["kl"]) == 2
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+def test_the_step_from_which_on_a_loss_is_not_finite_is_said(steps, monkeypatch):
+    """Weights become NaN after so many steps; an epoch has three."""
+
+    class Spoil(torch.optim.Adam):
+        def step(self, closure=None):
+            super().step(closure)
+            self.done = getattr(self, "done", 0) + 1
+            if self.done == steps:
+                self.param_groups[0]["params"][0].data.fill_(math.nan)
+
+    monkeypatch.setattr(torch.optim, "Adam", Spoil)
+    epoch, step = divmod(steps, 3)
+    said = rf"epoch {epoch + 1} is infinite or NaN, or will be \(from step {step + 1} on\); start"
+    if step == 0:  # after the last step of an epoch the weights tell
+        said = rf"epoch {epoch} is infinite or NaN, or will be \(the last step led to weights"
+    with pytest.raises(ValueError, match=said):
+        fit(tiny(), gray(), epochs=3, **SETTINGS | {"batch_size": 4})
+
+
 class Jump(torch.optim.Adam):
     """Adam whose last step of an epoch is too large for some number."""
 
