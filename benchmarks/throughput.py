@@ -8,7 +8,7 @@ takes longer than elsewhere, the turn was disturbed. On a CUDA device `fit` repl
 CUDA graph, the others start theirs from Python; this has not been measured on a GPU.
 
     make benchmark                                    the fully connected VAE
-    python benchmarks/throughput.py --network conv    another: conv or cvae
+    python benchmarks/throughput.py --network cvae    another: conv (with --images 4000) or cvae
     python benchmarks/throughput.py --write           also keep it, as book/results/benchmark_*.json
 
 A ratio belongs to a processor, so its name is printed and kept with it. pythae is installed at the
