@@ -152,8 +152,10 @@ def measured(network: str, epochs: int, images: np.ndarray, labels: np.ndarray) 
 
 def undisturbed(found: dict[str, dict]) -> list[int]:
     """The turns in which the floor took at most a tenth longer than at its fastest; or all."""
-    probe = found.get("floor", found["fit"])["seconds"]
-    return [i for i, s in enumerate(probe) if "floor" not in found or s <= 1.1 * min(probe)]
+    if "floor" not in found:
+        return list(range(len(found["fit"]["seconds"])))
+    seconds = found["floor"]["seconds"]
+    return [turn for turn, took in enumerate(seconds) if took <= 1.1 * min(seconds)]
 
 
 def ratio(one: dict, other: dict, turns: list[int]) -> float:
@@ -188,7 +190,7 @@ def keep(name: str, found: dict, device: torch.device) -> None:
     path = ROOT / "book" / "results" / f"benchmark_{device.type}.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
     machine = {"processor": processor(), "device": describe(device), "torch": torch.__version__}
-    kept[name] = {**machine, **found}
+    kept[name] = {**machine, **found, "undisturbed": undisturbed(found["contestants"])}
     with replacing(path) as part:
         part.write_text(json.dumps(kept, indent=1) + "\n")
     print(f"written to {path.relative_to(ROOT)}")
