@@ -36,7 +36,7 @@ book: $(STAMP) ## Run the chapters on this machine and build the site into _buil
 pdf: book ## Print the whole book into _build/vae-book.pdf (with a Chromium or Chrome)
 	@$(BIN)/python tools/pdf.py
 
-test: lint ## Check style and types, run the unit tests, every chapter and the site checks
+test: $(STAMP) ## Check style and types, run the unit tests, every chapter and the site checks
 	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) ## Check style and types

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from scipy.integrate import quad
 from torch import Tensor
 
 from vae_book.checks import enough_draws, last_axis, numeric, real_tensor, sums_to_one
@@ -75,6 +74,8 @@ def quadrature_log_evidence(
     Raises:
         ValueError: the range is empty or infinite, or x is impossible under every z.
     """
+    from scipy.integrate import quad  # here, because few need it and it takes long to import
+
     if not (math.isfinite(upper - lower) and lower < upper):
         raise ValueError(
             f"lower and upper: expected finite lower < upper, got {lower:g}, {upper:g}"

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vae_book.adam import Adam
 from vae_book.bounds import (
     Elbo,
     elbo_terms,
@@ -243,7 +244,7 @@ def _maximized(
     if not 0 < lr < math.inf:
         raise ValueError(f"lr: expected a positive number, got {lr}")
     sought = [each.requires_grad_() for each in start]
-    optimizer = torch.optim.Adam(sought, lr=lr, betas=(0.9, 0.99))
+    optimizer = Adam(sought, lr=lr, betas=(0.9, 0.99))
     shrinking = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     for _ in range(steps):
         loss = -bound(*sought, noise()).sum()

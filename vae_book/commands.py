@@ -11,7 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 from tqdm import tqdm
 
 from vae_book import parallel, reproduction
@@ -28,6 +30,7 @@ from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
 from vae_book.training import fit
 
+GAP = 2  # pixels between images
 PAIRS = 8  # held-out images shown above their reconstructions
 SAMPLES = 64  # images from the prior, shown as 8 x 8
 
@@ -234,10 +237,17 @@ def _write_pictures(out: Path, epoch: int, model: VAE, held_out: Images, seed: i
 
 
 def save_grid(images: Tensor, file: Path, nrow: int = 8) -> None:
-    """Save images of shape (n, channels, height, width) as one PNG, ``nrow`` to a row."""
-    from torchvision.utils import save_image  # here, because it takes as long to import as torch
+    """Save images of shape (n, channels, height, width) as one PNG, ``nrow`` to a row.
 
-    save_image(images, file, nrow=nrow)
+    As torchvision's ``save_image`` does, which takes twice as long to import as torch.
+    """
+    n, (rows, columns) = len(images), (-(-len(images) // nrow), min(nrow, len(images)))
+    padded = pad(images.cpu(), (GAP, 0, GAP, 0))  # on the left and above
+    places = torch.cat([padded, padded.new_zeros(rows * columns - n, *padded.shape[1:])])
+    # rows, columns, channels, height, width -> the sheet's height, its width, channels
+    sheet = places.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    sheet = pad(sheet, (0, 0, 0, GAP, 0, GAP)).mul(255).add(0.5).clamp(0, 255).byte()
+    Image.fromarray(sheet.squeeze(-1).numpy()).save(file)
 
 
 def _in_words(history: History) -> str:

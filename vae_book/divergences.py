@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from scipy.integrate import quad
 from torch import Tensor
 
 from vae_book.checks import (
@@ -113,6 +112,8 @@ def kl_quadrature(
         ValueError: the range is empty, or q does not integrate to 1 over it, as when the
             quadrature overlooks a narrow peak.
     """
+    from scipy.integrate import quad  # here, because few need it and it takes long to import
+
     if not lower < upper:
         raise ValueError(f"lower and upper: expected lower < upper, got {lower:g} and {upper:g}")
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vae_book import parallel
+from vae_book.adam import Adam
 from vae_book.bounds import elbo_terms
 from vae_book.capture import captured_step
 from vae_book.checkpoints import read_checkpoint, rehearse_checkpoint, write_checkpoint
@@ -163,7 +164,7 @@ def fit(
     if checkpoint:
         checkpoint = Path(checkpoint).absolute()  # on_epoch may change the folder
     check_fit(model, data, chosen, held_out)
-    optimizer = torch.optim.Adam(model.parameters(), lr=chosen.lr, eps=chosen.eps, fused=True)
+    optimizer = Adam(model.parameters(), lr=chosen.lr, eps=chosen.eps, fused=True)
     history = History(device=describe(data.images.device))
     if resume and checkpoint is None:
         raise ValueError("resume: expected a checkpoint to go on from, got none")

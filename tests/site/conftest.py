@@ -23,7 +23,9 @@ ROOT = Path(__file__).parents[2]
 # pixel mixes transparent colors, and understands every notation of a color.
 HARD_TO_READ = """() => {
   const canvas = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});
-  const luminance = colors => {
+  const known = {};
+  const luminance = colors => known[colors] ??= mixed(colors);
+  const mixed = colors => {
     canvas.clearRect(0, 0, 1, 1);
     for (const color of ['white', ...colors]) {
       canvas.fillStyle = color;

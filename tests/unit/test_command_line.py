@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.utils import save_image
 
-from vae_book import commands
+from vae_book import commands, training
 from vae_book.__main__ import main
 from vae_book.checkpoints import read_checkpoint, write_checkpoint
 from vae_book.data import load_images
@@ -473,11 +474,21 @@ def test_a_full_disk_is_one_line_that_names_file_and_disk_and_how_to_go_on(train
     assert_same_run(train(epochs=2, out="whole"), train("--resume", epochs=2))
 
 
+@pytest.mark.parametrize("shape", [(5, 1, 3, 4), (16, 3, 2, 2), (2, 1, 2, 2), (8, 1, 3, 2)])
+def test_a_grid_is_that_of_torchvision(tmp_path, shape):
+    images = 1.2 * torch.rand(shape, generator=seeded(0)) - 0.1
+    commands.save_grid(images, tmp_path / "ours.png")
+    save_image(images, tmp_path / "theirs.png")
+    ours, theirs = (Image.open(tmp_path / name) for name in ("ours.png", "theirs.png"))
+    assert ours.mode == {1: "L", 3: "RGB"}[shape[1]]
+    assert (np.array(ours.convert("RGB")) == np.array(theirs)).all()
+
+
 def test_a_full_gpu_is_one_line_that_says_what_to_lower(train, capsys, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")
 
-    monkeypatch.setattr(torch.optim.Adam, "step", full)
+    monkeypatch.setattr(training.Adam, "step", full)
     with pytest.raises(SystemExit, match="2"):
         train()
     said = capsys.readouterr().err.splitlines()[-1]

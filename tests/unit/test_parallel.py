@@ -169,9 +169,7 @@ def lines(text):
 
 
 @needs_proc
-@pytest.mark.parametrize(
-    ("launcher", "rank"), [("torchrun", 0), ("torchrun", 1), ("--processes", 1)]
-)
+@pytest.mark.parametrize(("launcher", "rank"), [("torchrun", 0), ("--processes", 1)])
 def test_a_killed_process_is_named_once_with_how_to_go_on(
     started, folder, tmp_path, launcher, rank
 ):

@@ -854,7 +854,7 @@ def test_the_step_from_which_on_a_loss_is_not_finite_is_said(steps, monkeypatch)
             if self.done == steps:
                 self.param_groups[0]["params"][0].data.fill_(math.nan)
 
-    monkeypatch.setattr(torch.optim, "Adam", Spoil)
+    monkeypatch.setattr(training, "Adam", Spoil)
     epoch, step = divmod(steps, 3)
     said = rf"epoch {epoch + 1} is infinite or NaN, or will be \(from step {step + 1} on\); start"
     if step == 0:  # after the last step of an epoch the weights tell
@@ -883,7 +883,7 @@ def test_a_last_step_that_is_too_large_is_not_kept(tmp_path, monkeypatch, place,
     """The losses of the epoch were finite still."""
     path, shown = tmp_path / "run.pt", []
     monkeypatch.setattr(Jump, "place", place)
-    monkeypatch.setattr(torch.optim, "Adam", Jump)
+    monkeypatch.setattr(training, "Adam", Jump)
     with pytest.raises(ValueError, match=r"^lr: the loss of epoch 2 .* smaller steps than 0\.003"):
         fit(
             tiny(),
@@ -1062,6 +1062,31 @@ if not torch.set_flush_denormal(True):
     if "unsupported" in done.stdout:
         pytest.skip("this processor cannot flush denormals")
     assert done.stdout.split() == ["0"]
+
+
+def test_adam_is_that_of_torch_and_does_not_import_its_compiler(tmp_path):
+    program = """
+import sys, torch
+from vae_book import budget, training
+from vae_book.images import Images
+from vae_book.models import VAE
+images = Images(torch.ones(4, 1, 2, 2), torch.zeros(4).long(), "made", "train")
+for theirs in (False, True):
+    torch.manual_seed(0)
+    model = VAE(2, 3, (1, 2, 2))
+    if theirs:
+        print("torch._dynamo" in sys.modules)
+        training.Adam = torch.optim.Adam
+    training.fit(model, images, epochs=3, checkpoint=sys.argv[1] + "/" + str(theirs), lr=0.01)
+    budget.refined(model, images.images, steps=2)
+    print([each.tolist() for each in model.parameters()])
+print("torch._dynamo" in sys.modules)
+"""
+    command = [sys.executable, "-c", program, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    ours, before, theirs, after = done.stdout.splitlines()
+    assert ours == theirs
+    assert (before, after) == ("False", "True"), "what torch does has changed"
 
 
 def test_a_learned_prior_is_not_left_without_its_divergence():
