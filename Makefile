@@ -75,8 +75,10 @@ full: $(STAMP) ## Run the chapters on full MNIST and write down what they print 
 mutants: $(STAMP) ## Break the package in known ways and see the tests notice
 	@$(BIN)/python tools/mutants.py
 
+# A later jsonschema builds grammars at import: a second in each process that reads a notebook.
 lock: $(STAMP) ## Pin the whole tree of packages anew in requirements.lock
-	@$(BIN)/uv pip compile pyproject.toml --extra book --universal --python-version 3.11 \
+	@echo 'jsonschema<4.25' | $(BIN)/uv pip compile pyproject.toml --extra book --constraint - \
+	  --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 	  --output-file requirements.lock --quiet $(LOCK_FLAGS)
 
