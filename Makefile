@@ -9,6 +9,8 @@ STAMP := $(VENV)/.ready
 INSTALL := $(BIN)/python tools/install.py
 # Compiled once, out of the tree: uv leaves that to the first import, which takes torch seconds.
 export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/.bytecode
+# Images of containers often set this, and each process would compile torch anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup book pdf test lab execute index benchmark measure full mutants lint format lock clean
 .DEFAULT_GOAL := help

@@ -10,7 +10,7 @@ import mutants
 ROOT = Path(__file__).parents[2]
 MODULES = {path.stem: path for path in (ROOT / "vae_book").glob("*.py")}
 LAYERS = [
-    {"checks", "deprecated", "files", "parallel", "prior_density", "protocol", "report"},
+    {"adam", "checks", "deprecated", "files", "parallel", "prior_density", "protocol", "report"},
     {"capture", "device", "display"},
     {"figures", "history", "images", "likelihoods", "monte_carlo", "reparameterization"},
     {"divergences", "folders", "gradient_estimators", "tally", "toy_images"},
