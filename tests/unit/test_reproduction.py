@@ -145,13 +145,13 @@ from tests.unit.test_reproduction import TINY
 from vae_book import ledger, tally
 from vae_book.__main__ import main
 tally.SECONDS = -1
-ledger.ROWS = {"tiny": replace(TINY, epochs=20)}
+ledger.ROWS = {"tiny": replace(TINY, epochs=10)}
 main(["reproduce", "tiny", "--results", sys.argv[1], "--runs", sys.argv[2]])
 """
 
 
 def test_a_process_that_is_killed_leaves_what_the_next_goes_on_from(run, rows, tmp_path):
-    rows(epochs=20)
+    rows(epochs=10)
     whole = run("whole")
     runs = tmp_path / "one-runs"
     command = [sys.executable, "-c", KILL_ME, str(tmp_path / "one"), str(runs)]
