@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent / "tools"))
 import processes  # sets one thread for each process, before torch is imported
 
 # isort: on
+import gc
 import importlib.util
 import os
 import runpy
@@ -21,6 +22,10 @@ from hypothesis import HealthCheck, settings
 
 from tests.agreement import agree  # noqa: F401 (a fixture of all tests)
 from tests.comparison import compare_nearly
+
+# Nearly all objects are those of modules, which stay: to look through them for garbage more seldom
+# takes a twentieth off the tests.
+gc.set_threshold(50_000, 20, 50)
 
 # No network, neither here nor in any kernel or process that a test starts.
 OFFLINE = str(Path(__file__).parent / "tests" / "offline")
