@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import chromium
-import conftest
 import processes
 
 ROOT = Path(__file__).parents[2]
@@ -122,9 +121,10 @@ def test_a_container_works_with_as_many_processes_as_its_time_is_for(
 
 
 def test_a_device_that_is_not_there_is_an_error_of_use(monkeypatch, request):
+    plugin = request.config.pluginmanager.get_plugin(str(ROOT / "conftest.py"))
     monkeypatch.setenv("VAE_BOOK_DEVICE", "garbage")
     with pytest.raises(pytest.UsageError, match="'garbage' cannot be used on this machine"):
-        conftest.pytest_xdist_auto_num_workers(request.config)
+        plugin.pytest_xdist_auto_num_workers(request.config)
 
 
 def test_a_browser_that_is_not_there_is_none(monkeypatch):
