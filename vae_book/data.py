@@ -224,7 +224,7 @@ def _write_cache(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
         with replacing(path) as part:
             np.savez_compressed(part, pixels=pixels, labels=labels)
     except OSError as error:
-        if os.access(path.parent, os.W_OK):
+        if path.parent.is_dir() and os.access(path.parent, os.W_OK):
             warnings.warn(f"the digits could not be cached in {path.parent}: {error}", stacklevel=4)
 
 
