@@ -7,9 +7,9 @@ PACKAGES := $(VENV)/.packages
 STAMP := $(VENV)/.ready
 # uv where it has a build, three times as fast as pip; it is pinned in the lock like all others.
 INSTALL := $(BIN)/python tools/install.py
-# What the environment says to Python and pytest does not count here: to drop asserts, to take packages
-# from elsewhere, to compile torch anew in each process, to run fewer tests.
-FOREIGN := $(filter PYTHON% PYTEST_%,$(.VARIABLES)) JUPYTER_PATH MATPLOTLIBRC
+# What the environment says to Python, pytest and the like does not count here: to drop asserts, to take
+# packages from elsewhere, to compile torch anew in each process, to run fewer tests.
+FOREIGN := $(filter PYTHON% PYTEST_% TQDM_%,$(.VARIABLES)) JUPYTER_PATH MATPLOTLIBRC MYPYPATH
 unexport $(filter-out PYTHONUNBUFFERED,$(FOREIGN))
 export PYTHONUTF8 := 1
 # Compiled once, out of the tree: uv leaves that to the first import, which takes torch seconds.

@@ -18,7 +18,10 @@ MISSING = (
     "no browser: install one (Debian: apt install chromium), or set VAE_BOOK_BROWSER to the path "
     "of a Chromium or Chrome"
 )
-os.environ["TMPDIR"] = tempfile.gettempdir()  # which is there; playwright would not look elsewhere
+# Playwright looks for no other folder where this one is not there, as Python does; and a browser has
+# sockets in it, whose paths may have some hundred characters.
+TEMPORARY = tempfile.gettempdir()
+os.environ["TMPDIR"] = TEMPORARY if len(TEMPORARY) < 60 else "/tmp"
 
 
 def find() -> str | None:

@@ -47,6 +47,8 @@ def handed_on(tmp_path, **environment):
         ("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1"),  # pytest does not know -n
         ("JUPYTER_PATH", "/opt/jupyter"),  # python3 is the kernel of another Python
         ("MATPLOTLIBRC", "/home/me/paper.rc"),  # figures of another size, by LaTeX
+        ("MYPYPATH", "/home/me/lib"),  # types of another module of the same name
+        ("TQDM_DISABLE", "1"),  # no progress bars, which tests look at
     ],
 )
 def test_a_variable_that_changes_what_is_run_is_not_handed_on(tmp_path, name, value):
@@ -134,12 +136,15 @@ def test_a_browser_that_is_not_there_is_none(monkeypatch):
     assert chromium.find() == sys.executable
 
 
-def test_a_folder_for_temporary_files_that_is_not_there_is_not_handed_on():
-    program = "import chromium, os; print(os.path.isdir(os.environ['TMPDIR']))"
-    code, said = run(
-        sys.executable, "-c", program, PYTHONPATH=str(ROOT / "tools"), TMPDIR="/no/such/folder"
-    )
-    assert (code, said) == (0, "True\n")
+@pytest.mark.parametrize("name", ["not there", "there, but of a name too long for a socket" * 2])
+def test_a_browser_gets_a_folder_for_temporary_files_that_it_can_use(tmp_path, name):
+    theirs = tmp_path / name
+    if "there," in name:
+        theirs.mkdir()
+    program = "import chromium, os; t = os.environ['TMPDIR']; print(os.path.isdir(t), len(t) < 60)"
+    tools = str(ROOT / "tools")
+    ended = run(sys.executable, "-c", program, PYTHONPATH=tools, TMPDIR=str(theirs))
+    assert ended == (0, "True True\n")
 
 
 @pytest.mark.parametrize("name", ["FORCE_COLOR", "PY_COLORS", "COLUMNS"])
