@@ -18,8 +18,8 @@ MISSING = (
     "no browser: install one (Debian: apt install chromium), or set VAE_BOOK_BROWSER to the path "
     "of a Chromium or Chrome"
 )
-# Playwright looks for no other folder where this one is not there, as Python does; and a browser has
-# sockets in it, whose paths may have some hundred characters.
+# Where this folder is not there, Python looks for another one, and playwright does not. A browser
+# has sockets in it, whose paths may have some hundred characters.
 TEMPORARY = tempfile.gettempdir()
 os.environ["TMPDIR"] = TEMPORARY if len(TEMPORARY) < 60 else "/tmp"
 
