@@ -7,13 +7,24 @@ PACKAGES := $(VENV)/.packages
 STAMP := $(VENV)/.ready
 # uv where it has a build, three times as fast as pip; it is pinned in the lock like all others.
 INSTALL := $(BIN)/python tools/install.py
+# What the environment says to Python, pytest and the like does not count here: to drop asserts, to take
+# packages from elsewhere, to compile torch anew in each process. PYTEST_ADDOPTS is said on purpose.
+FOREIGN := $(filter PYTHON% PYTEST_% TQDM_%,$(.VARIABLES)) JUPYTER_PATH MATPLOTLIBRC MYPYPATH
+unexport $(filter-out PYTHONUNBUFFERED PYTEST_ADDOPTS,$(FOREIGN))
+export PYTHONUTF8 := 1
 # Compiled once, out of the tree: uv leaves that to the first import, which takes torch seconds.
 export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/.bytecode
-# Images of containers often set this, and each process would compile torch anew.
-unexport PYTHONDONTWRITEBYTECODE
+# Nor do the reader's own settings, with which figures look different and cells show more.
+export IPYTHONDIR := $(CURDIR)/$(VENV)/.ipython
+export MPLCONFIGDIR := $(CURDIR)/$(VENV)/.matplotlib
+export JUPYTER_PREFER_ENV_PATH := 1
 
 .PHONY: help setup book pdf test lab execute index benchmark measure full mutants lint format lock clean
 .DEFAULT_GOAL := help
+# What is installed knows where it stands: a clone that was moved or copied is set up anew.
+ifneq "$(shell cat $(PACKAGES) 2>/dev/null)" "$(CURDIR)"
+.PHONY: $(PACKAGES)
+endif
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,10 +37,11 @@ $(PACKAGES): requirements.lock
 	    "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(INSTALL) requirements.lock
-	@touch $@
+	@pwd -P > $@
 
 $(STAMP): $(PACKAGES) pyproject.toml
 	@$(INSTALL) --package .
+	@$(BIN)/python -c 'import matplotlib.font_manager'  # lists fonts; a chapter would tell of it
 	@touch $@
 
 book: $(STAMP) ## Run the chapters on this machine and build the site into _build/html

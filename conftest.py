@@ -34,6 +34,9 @@ runpy.run_path(f"{OFFLINE}/sitecustomize.py")  # not imported: a system may have
 
 # The stored outputs are those of the bundled digits, whatever the user works with.
 os.environ.pop("VAE_BOOK_DATASET", None)
+# Nor do tests compare colored text, or text for a narrow window.
+for _name in ("FORCE_COLOR", "PY_COLORS", "COLUMNS"):
+    os.environ.pop(_name, None)
 # Nothing is left behind in the tree; make has compiled modules stand in the virtual environment.
 if sys.pycache_prefix is None:
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
@@ -71,7 +74,10 @@ def pytest_xdist_auto_num_workers(config):
     """As many processes as cores; on a GPU the chapters take turns."""
     from vae_book.device import best_device
 
-    return processes.workers(best_device().type)
+    try:
+        return processes.workers(best_device().type)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
 
 
 @pytest.hookimpl(tryfirst=True)

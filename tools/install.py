@@ -7,13 +7,17 @@
 where uv has no build for the machine or does not succeed. Only the standard library is needed.
 """
 
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-PIP = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check"]
+PIP = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-user"]
+# What would have packages go elsewhere, or be others: images of containers set constraints. Against
+# `user = true` in a file of settings stands --no-user.
+ELSEWHERE = {f"PIP_{name}" for name in ("USER", "TARGET", "PREFIX", "ROOT", "CONSTRAINT")}
 UV = [str(Path(sys.executable).with_name("uv")), "pip", "install", "--python", sys.executable]
 
 
@@ -57,8 +61,9 @@ def of_uv(lock: str) -> str:
 
 def run(command: list[str]) -> bool:
     """Whether the command could be run and succeeded."""
+    environment = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
     try:
-        return subprocess.run(command, check=False).returncode == 0
+        return subprocess.run(command, env=environment, check=False).returncode == 0
     except OSError:
         return False
 

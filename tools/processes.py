@@ -6,6 +6,7 @@ that are started later inherit it.
 """
 
 import asyncio
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -17,17 +18,26 @@ from nbformat import NotebookNode
 
 for _library in ("OMP", "MKL", "OPENBLAS", "VECLIB_MAXIMUM", "NUMEXPR"):
     os.environ[f"{_library}_NUM_THREADS"] = "1"
+# Clusters bind threads to cores. Each process would bind its only one to the same, the first.
+for _name in ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"):
+    os.environ.pop(_name, None)
 
 MINUTE = 60
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of all cores, in how many
 
 
 def workers(device_type: str) -> int:
     """How many processes work at once: one a core, but on a GPU they take turns."""
     if device_type != "cpu":
         return 1
-    # Of the cores of a machine a process may be given a few.
+    # Of the cores of a machine a process may be given a few, and a container a part of their time.
     affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    try:
+        quota, period = map(int, QUOTA.read_text().split())
+    except (OSError, ValueError):  # there is none, or it is "max"
+        return cores
+    return min(cores, math.ceil(quota / period))
 
 
 def seconds(path: Path) -> float:

@@ -215,12 +215,17 @@ def _read_cache(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _write_cache(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
-    """Write the cache whole or not at all; a read-only directory costs time, not the run."""
+    """Write the cache whole or not at all; a read-only directory costs time, not the run.
+
+    It says nothing of that, or chapters would show it where the reader has no home. A full disk is
+    worth telling.
+    """
     try:
         with replacing(path) as part:
             np.savez_compressed(part, pixels=pixels, labels=labels)
     except OSError as error:
-        warnings.warn(f"the digits could not be cached in {path.parent}: {error}", stacklevel=4)
+        if path.parent.is_dir() and os.access(path.parent, os.W_OK):
+            warnings.warn(f"the digits could not be cached in {path.parent}: {error}", stacklevel=4)
 
 
 # The data sets of torchvision ---------------------------------------------------------------------

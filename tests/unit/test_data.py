@@ -174,8 +174,7 @@ def test_a_damaged_cache_is_noticed_and_made_again(damage, parses, tmp_path):
 def test_a_directory_that_cannot_be_written_costs_time_not_the_run(parses, tmp_path):
     (tmp_path / "data").write_text("a file in its place stops even root")
     for _ in range(2):
-        with pytest.warns(UserWarning, match="could not be cached"):
-            assert len(load()) == 4500
+        assert len(load()) == 4500  # without a warning, which a chapter would show
     assert len(parses) == 2
 
 
