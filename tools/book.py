@@ -33,9 +33,10 @@ from contents import chapters, prose, title
 from equations import write_index
 from plain import write_plain
 from processes import Kernels, seconds, workers
-from vae_book.data import data_directory
+from vae_book.data import data_directory, load_images
 from vae_book.device import best_device, describe
 from vae_book.files import replacing
+from vae_book.images import DataError
 
 ROOT = Path(__file__).parents[1]
 COPY = ROOT / "_build" / "book"
@@ -60,10 +61,12 @@ def main() -> int:
     try:
         if arguments.command == "execute":
             return execute_in_place()
+        if source:  # what is wrong with it is told before the chapters run, and in one line
+            load_images("train", device="cpu", size=28, channels=1)
         return build(solutions=not arguments.without_solutions)
     except CellExecutionError as error:
         print(f"a chapter failed\n{error}", file=sys.stderr)
-    except ValueError as error:
+    except (ValueError, DataError) as error:
         print(error, file=sys.stderr)
     except KeyboardInterrupt:
         print("\nstopped; chapters that have run are kept", file=sys.stderr)

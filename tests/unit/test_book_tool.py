@@ -1,6 +1,8 @@
 """The tool that runs chapters: outputs and alt texts, and what it does not do twice."""
 
 import base64
+import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -115,3 +117,26 @@ def test_a_cell_that_is_new_or_has_changed_is_marked_on_the_page(tmp_path):
     assert "loss 0.5" not in full.page(found, tmp_path)
     assert full.STALE in full.page(found, tmp_path)
     assert full.STALE in full.page({}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("no-such-set", "source: expected 'bundled', 'full', .* got 'no-such-set'\n"),
+        ("empty", r"source: no pictures in .*empty"),
+        ("full", r"(?s).*To go on, "),
+    ],
+)
+def test_what_is_wrong_with_the_data_is_told_before_chapters_run(
+    book, monkeypatch, capsys, tmp_path, source, message
+):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["book.py", "build"])
+    monkeypatch.setenv("VAE_BOOK_DATASET", source)
+    monkeypatch.setenv("VAE_BOOK_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(book, "build", lambda **_: pytest.fail("the chapters run"))
+    assert book.main() == 1
+    said = capsys.readouterr().err
+    assert re.match(message, said)
+    assert "Traceback" not in said
