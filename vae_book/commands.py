@@ -242,11 +242,12 @@ def save_grid(images: Tensor, file: Path, nrow: int = 8) -> None:
     As torchvision's ``save_image`` does, which takes twice as long to import as torch.
     """
     n, (rows, columns) = len(images), (-(-len(images) // nrow), min(nrow, len(images)))
-    padded = pad(images.cpu(), (GAP, 0, GAP, 0))  # on the left and above
+    gap = GAP if n > 1 else 0
+    padded = pad(images.cpu(), (gap, 0, gap, 0))  # on the left and above
     places = torch.cat([padded, padded.new_zeros(rows * columns - n, *padded.shape[1:])])
     # rows, columns, channels, height, width -> the sheet's height, its width, channels
     sheet = places.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    sheet = pad(sheet, (0, 0, 0, GAP, 0, GAP)).mul(255).add(0.5).clamp(0, 255).byte()
+    sheet = pad(sheet, (0, 0, 0, gap, 0, gap)).mul(255).add(0.5).clamp(0, 255).byte()
     Image.fromarray(sheet.squeeze(-1).numpy()).save(file)
 
 

@@ -474,7 +474,9 @@ def test_a_full_disk_is_one_line_that_names_file_and_disk_and_how_to_go_on(train
     assert_same_run(train(epochs=2, out="whole"), train("--resume", epochs=2))
 
 
-@pytest.mark.parametrize("shape", [(5, 1, 3, 4), (16, 3, 2, 2), (2, 1, 2, 2), (8, 1, 3, 2)])
+@pytest.mark.parametrize(
+    "shape", [(5, 1, 3, 4), (16, 3, 2, 2), (2, 1, 2, 2), (8, 1, 3, 2), (1, 3, 2, 3)]
+)
 def test_a_grid_is_that_of_torchvision(tmp_path, shape):
     images = 1.2 * torch.rand(shape, generator=seeded(0)) - 0.1
     commands.save_grid(images, tmp_path / "ours.png")
