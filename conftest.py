@@ -88,13 +88,9 @@ def pytest_collection_modifyitems(items):
     """
     paths = {item.path for item in items}
     seconds = {path: processes.seconds(path) for path in paths if path.suffix == ".ipynb"}
-    place = {"book": 0, "site": 1, "test_parallel.py": 2}
-
-    def key(item: pytest.Item) -> tuple[float, float]:
-        names = item.path.parent.name, item.path.name
-        return min(place.get(name, 3) for name in names), -seconds.get(item.path, 0)
-
-    items.sort(key=key)
+    seconds |= {path: processes.MINUTE for path in paths if path.name == "test_parallel.py"}
+    place = {"book": 0, "site": 1}
+    items.sort(key=lambda item: (place.get(item.path.parent.name, 2), -seconds.get(item.path, 0)))
 
 
 def pytest_terminal_summary(terminalreporter):

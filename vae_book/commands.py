@@ -10,10 +10,10 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import pad
 from tqdm import tqdm
 
 from vae_book import parallel, reproduction
@@ -28,6 +28,7 @@ from vae_book.history import History
 from vae_book.images import Images, binarize
 from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
+from vae_book.mosaic import mosaic
 from vae_book.training import fit
 
 GAP = 2  # pixels between images
@@ -241,14 +242,10 @@ def save_grid(images: Tensor, file: Path, nrow: int = 8) -> None:
 
     As torchvision's ``save_image`` does, which takes twice as long to import as torch.
     """
-    n, (rows, columns) = len(images), (-(-len(images) // nrow), min(nrow, len(images)))
-    gap = GAP if n > 1 else 0
-    padded = pad(images.cpu(), (gap, 0, gap, 0))  # on the left and above
-    places = torch.cat([padded, padded.new_zeros(rows * columns - n, *padded.shape[1:])])
-    # rows, columns, channels, height, width -> the sheet's height, its width, channels
-    sheet = places.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    sheet = pad(sheet, (0, 0, 0, gap, 0, gap)).mul(255).add(0.5).clamp(0, 255).byte()
-    Image.fromarray(sheet.squeeze(-1).numpy()).save(file)
+    n = len(images)
+    sheet = mosaic(images, min(nrow, n), line=GAP if n > 1 else 0).astype(np.float32)
+    levels = (255 * sheet + 0.5).clip(0, 255).astype(np.uint8)
+    Image.fromarray(levels.squeeze(-1) if levels.shape[-1] == 1 else levels).save(file)
 
 
 def _in_words(history: History) -> str:

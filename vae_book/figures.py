@@ -30,6 +30,7 @@ from vae_book.checks import (
     whole_number,
 )
 from vae_book.deprecated import moved
+from vae_book.mosaic import mosaic
 
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
 PURPLE, BLACK = "#CC79A7", "#000000"
@@ -113,17 +114,11 @@ def _images(given: object) -> Tensor:
 
 def draw_images(axis: Axes, images: Tensor, columns: int) -> None:
     """One mosaic with a thin line around each image: gray is dark for 1, like ink on paper."""
-    n, channels, height, width = images.shape
-    line = 1
-    down, across = height + line, width + line
-    empty, rule = (1.0, 0.75) if channels > 1 else (0.0, 0.25)
-    mosaic = np.full((-(-n // columns) * down + line, columns * across + line, channels), empty)
-    for index, image in enumerate(images.detach().cpu().movedim(1, -1).numpy()):
-        top, left = index // columns * down, index % columns * across
-        mosaic[top : top + down + line, left : left + across + line] = rule
-        mosaic[top + line : top + down, left + line : left + across] = image
-    mosaic = mosaic.clip(0, 1) if channels > 1 else mosaic[..., 0]
-    axis.imshow(mosaic, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    colored = images.shape[1] > 1
+    empty, rule = (1.0, 0.75) if colored else (0.0, 0.25)
+    shown = mosaic(images, columns, line=1, rule=rule, empty=empty)
+    shown = shown.clip(0, 1) if colored else shown[..., 0]
+    axis.imshow(shown, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axis.axis("off")
 
 

@@ -10,7 +10,17 @@ import mutants
 ROOT = Path(__file__).parents[2]
 MODULES = {path.stem: path for path in (ROOT / "vae_book").glob("*.py")}
 LAYERS = [
-    {"adam", "checks", "deprecated", "files", "parallel", "prior_density", "protocol", "report"},
+    {
+        "adam",
+        "checks",
+        "deprecated",
+        "files",
+        "mosaic",
+        "parallel",
+        "prior_density",
+        "protocol",
+        "report",
+    },
     {"capture", "device", "display"},
     {"figures", "history", "images", "likelihoods", "monte_carlo", "reparameterization"},
     {"divergences", "folders", "gradient_estimators", "tally", "toy_images"},
