@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 LABELLED = re.compile(r"\$\$((?:(?!\$\$).)+)\$\$[ \t]*\((eq-[\w-]+)\)", re.DOTALL)
 TARGET = re.compile(r"^\((sec-[\w-]+)\)=\n", re.MULTILINE)
 FENCED = re.compile(
-    r"^(?P<fence>`{3,})\{(?P<kind>exercise|solution|solution-start|solution-end|admonition)\}"
+    r"^(?P<fence>`{3,}|~{3,})\{(?P<kind>exercise|solution|solution-start|solution-end|admonition)\}"
     r"[ ]*(?P<title>.*)\n(?P<options>(?::.*\n)*)(?P<body>(?:.*\n)*?)(?P=fence)$",
     re.MULTILINE,
 )

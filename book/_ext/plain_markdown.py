@@ -24,7 +24,8 @@ SOLUTION = "#### Solution"
 ENDS_SOLUTION = re.compile(r'(?:<a id="[\w-]+"></a>\n)?#{1,4} ')
 EXERCISE = re.compile(r'^<a id="(ex-[\w-]+)"></a>\n### Exercise [\d.]+: (.+)\n((?s:.+))', re.M)
 BOX = re.compile(r"^> \*\*(.+)\*\*\n((?:^>.*\n?)+)", re.M)
-FENCE = "`" * 6  # longer than those in an exercise
+# Longer than those in an exercise, and not of backticks: a title with a citation has some, too.
+FENCE = "~" * 6
 _LINK = r"\[[^\]]+%s\]\(\S+ \"([\w-]+)\"\)"
 _CITED = _LINK % r", \d{4}"
 CITED = re.compile(rf"\({_CITED}(?:; {_CITED})*\)")

@@ -35,7 +35,7 @@ LOADS = {
 CSS_LOAD = re.compile(r"""(?:url\(|@import)\s*["']?\s*((?:https?:)?//[^"')\s;]+)""", re.IGNORECASE)
 # Formulas, TeX, roles, fences, headings, bold type and tables that nothing has rendered.
 MARKUP = re.compile(
-    r"\$[^$\n]+\$|\\[a-zA-Z(\[]+|\{[\w:]+\}`|:::|^#+ |\*\*|\|[ :]*[-\u2013\u2014]+[ :]*\|",
+    r"\$[^$\n]+\$|\\[a-zA-Z(\[]+|\{[\w:-]+\}|[`~]{3}|:::|^#+ |\*\*|\|[ :]*[-\u2013\u2014]+[ :]*\|",
     re.MULTILINE,
 )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from markdown_it import MarkdownIt
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import plain
@@ -161,3 +162,12 @@ def test_the_readme_calls_the_chapters_by_their_titles():
     assert found == {
         words.removeprefix("Chapter ").replace(":", "."): name for words, name in titles.items()
     }
+
+
+def test_a_box_whose_title_cites_a_source_is_a_box():
+    """A fence of backticks may have none after it, and a citation has two."""
+    text = '> **Steps ([Author, 1999](https://doi.org/1 "key"))**\n>\n> one\n'
+    found = MarkdownIt().parse(myst(text))
+    assert [(token.type, token.info) for token in found] == [
+        ("fence", "{admonition} Steps {cite}`key`")
+    ]
