@@ -9,7 +9,7 @@ book/results/ledger; a row without a file there is "not run".
 from dataclasses import replace
 from pathlib import Path
 
-from vae_book.display import table
+from vae_book.display import minus, table
 from vae_book.ledger import SECTIONS, Measure, Published, Row, Section
 from vae_book.protocol import Measurement, Protocol, column_protocols, shared
 from vae_book.reproduction import read_result
@@ -104,10 +104,11 @@ def card(protocols: list[Protocol], measured: bool) -> str:
     """The card of a table; minutes are those of its longest row."""
     common = shared(protocols)
     if not measured:
-        return f"{common.card().replace('Protocol:', 'Protocol of the run to come:')}\n"
+        text = common.card().replace("Protocol:", "Protocol of the run to come:")
+        return f"{minus(text)}\n"
     longest = max(protocols, key=lambda each: each.minutes or 0.0)
     text = replace(common, minutes=longest.minutes).card(machine=True)
-    return f"{text[:-2]}{' at most' * (len(protocols) > 1)}.*\n"
+    return f"{minus(text[:-2])}{' at most' * (len(protocols) > 1)}.*\n"
 
 
 def reasons(of: Section, results: Path) -> list[str]:

@@ -21,8 +21,9 @@ DRAWING = 1 << 14  # colors of a drawing at most; photographs have more
 SHOWN = 560  # the width of a figure on a screen, in pixels of style sheets
 _ONE = r"[-+\u2212]?[\d.,]*\d(e[-+]?\d+)?%?"
 NUMBER = re.compile(rf"({_ONE}( ± {_ONE})?(( of | )\(?{_ONE}\)?)?|[-+\u2212]?inf|nan|-|)")
-# A hyphen before a number, and the sign of a number that is zero as printed; not in code and TeX.
-MINUS = re.compile(r"(?<![\w.)\]}-])-(?=\.?\d|inf\b)")
+# A hyphen before a number or a name, and the sign of a number that is zero as printed; not in code
+# and TeX.
+MINUS = re.compile(r"(?<![\w./)\]}-])-(?=\.?\d|[A-Za-z])")
 ZERO = re.compile(r"\u2212(?=\.?0)(?=0*\.?0*(?!\.?\d))")
 VERBATIM = re.compile(r"(`[^`]*`|\$[^$]*\$)")
 LEFT_OUT = "*A sentence that does not hold for these data is left out here.*"
@@ -96,7 +97,7 @@ def png(figure: Figure) -> bytes:
 
 
 def minus(text: str) -> str:
-    """The text with minus signs before its numbers, and none before a zero.
+    """The text with minus signs before its numbers and names, and none before a zero.
 
     What stands between backticks or dollars stays as it is.
     """
@@ -141,7 +142,7 @@ def show_table(
         if protocol and (differing := differences(protocol, each)):
             raise ValueError(f"protocol: expected that of the measurements, got {differing}")
     lines = cards([protocol] if protocol else protocols)
-    text = "\n\n".join([table(header, rows, decimals), *lines])
+    text = "\n\n".join([table(header, rows, decimals), *map(minus, lines)])
     display({"text/markdown": text, "text/plain": text}, raw=True)
 
 
@@ -155,7 +156,7 @@ def table(
     lines = [list(map(_cell, row, digits)) for row in rows]
     columns = list(zip(*lines, strict=True)) or [()] * len(header)
     rule = ["---", *["--:" if all(map(NUMBER.fullmatch, each)) else "---" for each in columns[1:]]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines])
+    return "\n".join(f"| {' | '.join(line)} |" for line in [map(minus, header), rule, *lines])
 
 
 def _cell(value: object, decimals: int) -> str:

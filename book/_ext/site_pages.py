@@ -45,6 +45,8 @@ REPAIRS = [
             r'[(\[\u201c]*<span class="math [^"]*">\\\([^<]*\\\)</span>[,.;:!?)\]\u201d\u2019]+',
             r'<span class="unbroken">\g<0></span>',
         ),
+        # The space before a link is not a part of it, nor underlined.
+        (r"(Solution to)(<a [^>]*>) ", r"\1 \2"),
         # A notebook is to be kept, not read as text.
         (
             r'(<a href="[^"]*\.ipynb") target="_blank"(\s+class="[^"]*btn-download-)',

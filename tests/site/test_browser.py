@@ -72,6 +72,14 @@ def test_equations_fit_the_column_of_a_desktop(opened):
     assert view.eval_on_selector_all("mjx-container.more-right, .math.more-right", too_wide) == []
 
 
+def test_sentences_of_a_cell_keep_their_distance_from_what_is_above(opened):
+    view = seen(opened.page, DESKTOP, unfolded=True)
+    near = view.evaluate("""() => [...document.querySelectorAll('.cell_output > * + p')].filter(e =>
+      e.getBoundingClientRect().top - e.previousElementSibling.getBoundingClientRect().bottom < 12
+    ).map(e => e.textContent.slice(0, 60))""")
+    assert near == []
+
+
 def test_figures_have_two_pixels_for_each_of_a_desktop(opened):
     ratios = seen(opened.page, DESKTOP).eval_on_selector_all(
         "article figure img", "all => all.map(e => e.naturalWidth / e.clientWidth)"

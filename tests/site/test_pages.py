@@ -50,6 +50,12 @@ def test_page_has_one_title_and_one_search_field(page, article):
     assert len(page.select("input[type=search]")) == 1
 
 
+def test_links_start_and_end_with_a_word(article):
+    """A space in a link is underlined."""
+    texts = [link.get_text() for link in article.select("a")]
+    assert [text for text in texts if text.strip("\n") != text.strip()] == []
+
+
 def test_images_say_what_they_show(article):
     for image in article.select("img"):
         alt = image.get("alt", "").strip()

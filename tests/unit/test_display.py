@@ -56,20 +56,23 @@ def test_few_colors_leave_a_picture_as_it_was():
         ("(-.5) and -inf", "(−.5) and −inf"),
         ("-0.00 ± 0.01, -0, -0.000.", "0.00 ± 0.01, 0, 0.000."),
         ("-0.001", "−0.001"),
+        ("-log p, (-ELBO), a well-known x - y", "−log p, (−ELBO), a well-known x - y"),
+        ("../-a/b-c, `--lr`", "../-a/b-c, `--lr`"),
         ("784-400-20, 1e-4, x - 3, x-1, 2026-11-21", "784-400-20, 1e-4, x - 3, x-1, 2026-11-21"),
         ("`x[-1]` and $-1$, -1", "`x[-1]` and $-1$, −1"),
     ],
 )
-def test_numbers_have_minus_signs_and_zeros_have_none(text, expected):
+def test_numbers_and_names_have_minus_signs_and_zeros_have_none(text, expected):
     assert display.minus(text) == expected
     assert display.minus(expected) == expected
 
 
 def test_signs_in_tables_and_sentences_are_minus_signs(displayed):
-    display.show_table(["x", "y"], [["a", -1.0], ["b", "-0.00"], ["c", -1234]])
+    display.show_table(["x", "-y"], [["a", -1.0], ["b", "-0.00"], ["c", -1234]])
     display.claim("It is -1.", True)
     table, sentence = (data["text/markdown"] for data in displayed)
-    assert table.splitlines()[1:] == [
+    assert table.splitlines() == [
+        "| x | −y |",
         "| --- | --: |",
         "| a | −1.00 |",
         "| b | 0.00 |",
