@@ -128,6 +128,17 @@ def test_curves_has_the_scales_it_is_told(log):
     plt.close(figure)
 
 
+def test_curves_writes_plain_numbers_between_two_powers_of_ten():
+    figure = figures.curves({"one": ([1, 40], [0.55, 1.6])}, "K", "gap", log="y")
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    ticks = axis.yaxis.get_ticklabels(which="both")
+    low, high = axis.get_ylim()
+    shown = {t.get_text() for t in ticks if low <= t.get_position()[1] <= high}
+    assert shown == {"0.6", "0.7", "0.8", "0.9", "1"}
+    plt.close(figure)
+
+
 def test_curves_puts_ticks_where_it_is_told_and_nowhere_else():
     figure = figures.curves({"one": ([1, 40], [1, 2])}, "K", "gap", log="x", x_ticks=[1, 2.5, 40])
     figure.canvas.draw()
