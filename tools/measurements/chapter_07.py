@@ -71,7 +71,7 @@ def noise_on_the_way(train: Images) -> Iterator[dict]:
             images, z = zip(*(run[part] for run in runs), strict=True)
             yield {
                 "model": "VAE 784-100-10, ReLU, Adam 1e-3, batch 128",
-                "trained_on": f"{train.source}, {len(train)} images",
+                "trained_on": f"{train.source}, {len(train):,} images",
                 "quantity": "variance of one image's gradient by one draw, summed over weights",
                 "measured_on": f"{IMAGES_OF_NOISE} training images, 2 draws each",
                 "seeds": list(SEEDS),

@@ -72,7 +72,7 @@ def described(train: Images, model: str) -> dict:
     """What `trained` made, and of what."""
     return {
         "model": f"{model}, Adam 1e-3, batch 32, fresh binary pixels in each step",
-        "trained_on": f"{train.source}, {len(train)} images",
+        "trained_on": f"{train.source}, {len(train):,} images",
     }
 
 

@@ -85,7 +85,7 @@ def of_shapes(
     network = f"VAE 768-{hidden}-{latent}, Gaussian with a shared variance"
     return {
         **protocol(network, train, bounds[0], f"{lr:g}", 32),
-        "tested_on": f"other drawn shapes, {len(valid)} images",
+        "tested_on": f"other drawn shapes, {len(valid):,} images",
         "epochs": epochs,
         "held_out": statistics.mean(bound.negative_elbo for bound in bounds),
         "spread_over_seeds": statistics.stdev(bound.negative_elbo for bound in bounds),
@@ -118,7 +118,7 @@ def ways_of_loading(data: Images) -> list[dict]:
                 {
                     "varied": "loading",
                     "value": name,
-                    "trained_on": f"{len(data)} PNG files of 16 x 16 pixels",
+                    "trained_on": f"{len(data):,} PNG files of 16 x 16 pixels",
                     "seconds_of_an_epoch": statistics.median(seconds),
                     "epochs": 5,
                     "device": describe(torch.device("cpu")),

@@ -36,8 +36,8 @@ def protocol(
     tested = bound.protocol
     return {
         "model": f"{network}, ReLU, Adam {lr}, batch {batch_size}",
-        "trained_on": f"{train.source}, {len(train)} images",
-        "tested_on": f"{tested.source} {tested.split}, {tested.n_images} images",
+        "trained_on": f"{train.source}, {len(train):,} images",
+        "tested_on": f"{tested.source} {tested.split}, {tested.n_images:,} images",
         "quantity": tested.quantity,
         "pixels": tested.pixels,
         "seeds": list(SEEDS),
