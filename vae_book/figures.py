@@ -209,7 +209,7 @@ def curves(
         if y_limits:
             axis.set_ylim(bottom=y_limits[0], top=y_limits[1])
         low, high = axis.get_ylim()
-        if "y" in log and high < 10 * low:  # no two powers of ten: 0.6, and not 6 × 10⁻¹
+        if "y" in log and high < 10 * low:  # no two powers of ten: plain numbers
             axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_formatter("{x:g}")
         if len(names) + len(levels) + len(marks) + len(guides) > 1:

@@ -45,6 +45,12 @@ REPAIRS = [
             r'[(\[\u201c]*<span class="math [^"]*">\\\([^<]*\\\)</span>[,.;:!?)\]\u201d\u2019]+',
             r'<span class="unbroken">\g<0></span>',
         ),
+        # A name in code may break between its parts, where the style sheet lets it.
+        (
+            r"(?:(?<=\w[_./(=])(?!py\b|ipynb\b)|(?<=[a-z])(?=[A-Z]))(?=[\w&][^<>]*</span>"
+            r'(?:\s*<span class="pre">[^<>]*</span>)*</code>)',
+            "<wbr>",
+        ),
         # The space before a link is not a part of it, nor underlined.
         (r"(Solution to)(<a [^>]*>) ", r"\1 \2"),
         # A notebook is to be kept, not read as text.

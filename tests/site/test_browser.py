@@ -120,6 +120,26 @@ def test_no_line_starts_with_what_closes_a_formula(opened, size):
 
 
 @SIZES
+def test_names_and_headings_break_between_their_parts(opened, size):
+    torn = seen(opened.page, size, unfolded=True).evaluate("""() => {
+      const torn = [], range = document.createRange();
+      for (const e of document.querySelectorAll('article :is(code, h1, h2, h3):not(pre *)')) {
+        const texts = document.createTreeWalker(e, NodeFilter.SHOW_TEXT);
+        for (let node; (node = texts.nextNode()); )
+          for (let i = 1; i < node.data.length; i++) {
+            if (!/[a-z0-9]{2}|[A-Z]\\w/.test(node.data.slice(i - 1, i + 1))) continue;
+            range.setStart(node, i - 1);
+            range.setEnd(node, i + 1);
+            const [first, ...others] = range.getClientRects();
+            if (others.some(rect => rect.top > first.bottom - 2)) torn.push(e.textContent);
+          }
+      }
+      return torn;
+    }""")
+    assert torn == []
+
+
+@SIZES
 def test_what_scrolls_shows_it_and_can_be_focused(opened, size):
     view = seen(opened.page, size)
     view.wait_for_timeout(100)
