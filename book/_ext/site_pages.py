@@ -45,12 +45,6 @@ REPAIRS = [
             r'[(\[\u201c]*<span class="math [^"]*">\\\([^<]*\\\)</span>[,.;:!?)\]\u201d\u2019]+',
             r'<span class="unbroken">\g<0></span>',
         ),
-        # A name in code may break between its parts, where the style sheet lets it.
-        (
-            r"(?:(?<=\w[_./(=])(?!py\b|ipynb\b)|(?<=[a-z])(?=[A-Z]))(?=[\w&][^<>]*</span>"
-            r'(?:\s*<span class="pre">[^<>]*</span>)*</code>)',
-            "<wbr>",
-        ),
         # The space before a link is not a part of it, nor underlined.
         (r"(Solution to)(<a [^>]*>) ", r"\1 \2"),
         # A notebook is to be kept, not read as text.
@@ -60,6 +54,8 @@ REPAIRS = [
         ),
     )
 ]
+NAME = re.compile(r'<span class="pre">[^<>]+</span>')
+PART = re.compile(r"(?:(?<=\w[_./(=])(?!py\b|ipynb\b)|(?<=[a-z])(?=[A-Z]))(?=[\w&])")
 SEARCH_TOOLS = re.compile(
     r'<script src="[^"]*(?:searchtools|language_data|searchindex)\.js"></script>\s*'
 )
@@ -98,6 +94,8 @@ def finished(page: str, search: bool = False) -> str:
     """
     for pattern, replacement in REPAIRS:
         page = pattern.sub(replacement, page)
+    # A name in code may break between its parts, where the style sheet lets it.
+    page = NAME.sub(lambda name: PART.sub("<wbr>", name[0]), page)
     if search:
         page = SEARCH_TOOLS.sub(
             r'<script src="_static/excerpts.js"></script>\n\g<0>', page, count=1
