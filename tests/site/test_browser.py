@@ -66,15 +66,17 @@ def test_images_are_shown(opened):
 
 
 def test_equations_fit_the_column_of_a_desktop(opened):
-    view = seen(opened.page, DESKTOP)
+    view = seen(opened.page, DESKTOP, unfolded=True)
     view.wait_for_timeout(100)  # book.js looks at a formula when its size has changed
     too_wide = "all => all.map(e => e.textContent.slice(0, 60))"
     assert view.eval_on_selector_all("mjx-container.more-right, .math.more-right", too_wide) == []
 
 
-def test_sentences_of_a_cell_keep_their_distance_from_what_is_above(opened):
+def test_sentences_and_tables_of_a_cell_keep_their_distance_from_what_is_above(opened):
     view = seen(opened.page, DESKTOP, unfolded=True)
-    near = view.evaluate("""() => [...document.querySelectorAll('.cell_output > * + p')].filter(e =>
+    near = view.evaluate("""() => [
+      ...document.querySelectorAll('.cell_output > * + :is(p, .pst-scrollable-table-container)')
+    ].filter(e =>
       e.getBoundingClientRect().top - e.previousElementSibling.getBoundingClientRect().bottom < 12
     ).map(e => e.textContent.slice(0, 60))""")
     assert near == []
