@@ -55,7 +55,8 @@ def section(of: Section, results: Path) -> list[str]:
         column_protocols(header, rows)  # refuses to mix them
         cells = [[*row[:3], in_words(row[3]), *row[4:]] for row in rows]
         measured = [one for one, row in found if isinstance(row[3], Measurement)]
-        parts += [f"{table(header, cells)}\n", card(measured or list(protocols), bool(measured))]
+        parts.append(f"{table(header, cells)}\n")
+        parts.append(minus(card(measured or list(protocols), bool(measured))))
     parts += reasons(of, results)
     return parts
 
@@ -104,11 +105,10 @@ def card(protocols: list[Protocol], measured: bool) -> str:
     """The card of a table; minutes are those of its longest row."""
     common = shared(protocols)
     if not measured:
-        text = common.card().replace("Protocol:", "Protocol of the run to come:")
-        return f"{minus(text)}\n"
+        return f"{common.card().replace('Protocol:', 'Protocol of the run to come:')}\n"
     longest = max(protocols, key=lambda each: each.minutes or 0.0)
     text = replace(common, minutes=longest.minutes).card(machine=True)
-    return f"{minus(text[:-2])}{' at most' * (len(protocols) > 1)}.*\n"
+    return f"{text[:-2]}{' at most' * (len(protocols) > 1)}.*\n"
 
 
 def reasons(of: Section, results: Path) -> list[str]:
