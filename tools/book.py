@@ -11,6 +11,7 @@ are as before is not run again.
 
 # isort: off
 import stopping
+import processes  # noqa: F401 (sets one thread for each process, before torch is imported)
 
 # isort: on
 import argparse

@@ -11,6 +11,7 @@ page; `make index` does that. Chapters that are not named keep what was measured
 
 # isort: off
 import stopping
+import processes  # noqa: F401 (sets one thread for each process, before torch is imported)
 
 # isort: on
 import hashlib

@@ -104,6 +104,14 @@ def test_processes_are_not_all_bound_to_the_first_core():
     assert run(sys.executable, "-c", program, PYTHONPATH=tools, **theirs) == (0, "[]\n")
 
 
+@pytest.mark.parametrize("tool", ["book", "full"])
+def test_what_names_the_device_of_a_chapter_has_its_one_thread(tool):
+    program = f"import {tool}, torch; print(torch.get_num_threads())"
+    paths = os.pathsep.join([str(ROOT / "tools"), str(ROOT)])
+    two = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+    assert run(sys.executable, "-c", program, PYTHONPATH=paths, **two) == (0, "1\n")
+
+
 @pytest.mark.parametrize(
     ("limits", "cores"),
     [("200000 100000", 2), ("150000 100000", 2), ("50000 100000", 1), ("max 100000", 8), (None, 8)],
