@@ -11,6 +11,7 @@ from io import BytesIO
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from torch import Tensor
 
@@ -21,9 +22,9 @@ DRAWING = 1 << 14  # colors of a drawing at most; photographs have more
 SHOWN = 560  # the width of a figure on a screen, in pixels of style sheets
 _ONE = r"[-+\u2212]?[\d.,]*\d(e[-+]?\d+)?%?"
 NUMBER = re.compile(rf"({_ONE}( ± {_ONE})?(( of | )\(?{_ONE}\)?)?|[-+\u2212]?inf|nan|-|)")
-# A hyphen before a number or a name, and the sign of a number that is zero as printed; not in code
-# and TeX.
-MINUS = re.compile(r"(?<![\w./)\]}-])-(?=\.?\d|[A-Za-z])")
+# A hyphen before a number or a name or between spaces, and the sign of a number that is zero as
+# printed; not in code and TeX.
+MINUS = re.compile(r"(?<![\w./)\]}-])-(?=\.?\d|[A-Za-z])|(?<= )-(?= )")
 ZERO = re.compile(r"\u2212(?=\.?0)(?=0*\.?0*(?!\.?\d))")
 VERBATIM = re.compile(r"(`[^`]*`|\$[^$]*\$)")
 LEFT_OUT = "*A sentence that does not hold for these data is left out here.*"
@@ -82,11 +83,13 @@ def one_sentence(text: str) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file; the figure itself is closed.
+    """The figure as a PNG file, its text with minus signs; the figure itself is closed.
 
     Lines, text and gray images get along with 256 colors, in a file a third of the size.
     """
     drawn, picture = BytesIO(), BytesIO()
+    for text in figure.findobj(Text):
+        text.set_text(minus(text.get_text()))
     figure.savefig(drawn, format="png", dpi=DPI)
     plt.close(figure)
     image = Image.open(drawn).convert("RGB")
@@ -97,7 +100,7 @@ def png(figure: Figure) -> bytes:
 
 
 def minus(text: str) -> str:
-    """The text with minus signs before its numbers and names, and none before a zero.
+    """The text with minus signs before its numbers and names and between, none before a zero.
 
     What stands between backticks or dollars stays as it is.
     """

@@ -202,7 +202,7 @@ def curves(
         if "y" in log:
             axis.set_yscale("log")
         if x_ticks:
-            axis.set_xticks(x_ticks, [f"{tick:g}" for tick in x_ticks])
+            axis.set_xticks(x_ticks, [f"{tick:,g}" for tick in x_ticks])
             axis.xaxis.set_minor_locator(NullLocator())  # those of y stay
         if x_limits:
             axis.set_xlim(x_limits)

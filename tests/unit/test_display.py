@@ -56,9 +56,10 @@ def test_few_colors_leave_a_picture_as_it_was():
         ("(-.5) and -inf", "(−.5) and −inf"),
         ("-0.00 ± 0.01, -0, -0.000.", "0.00 ± 0.01, 0, 0.000."),
         ("-0.001", "−0.001"),
-        ("-log p, (-ELBO), a well-known x - y", "−log p, (−ELBO), a well-known x - y"),
+        ("-log p, (-ELBO), a well-known x - y", "−log p, (−ELBO), a well-known x − y"),
         ("../-a/b-c, `--lr`", "../-a/b-c, `--lr`"),
-        ("784-400-20, 1e-4, x - 3, x-1, 2026-11-21", "784-400-20, 1e-4, x - 3, x-1, 2026-11-21"),
+        ("784-400-20, 1e-4, x-1, 2026-11-21, - a", "784-400-20, 1e-4, x-1, 2026-11-21, − a"),
+        ("- an item", "- an item"),
         ("`x[-1]` and $-1$, -1", "`x[-1]` and $-1$, −1"),
     ],
 )
@@ -79,6 +80,15 @@ def test_signs_in_tables_and_sentences_are_minus_signs(displayed):
         "| c | −1,234 |",
     ]
     assert sentence == "It is −1."
+
+
+def test_signs_in_figures_are_minus_signs():
+    lines = dict.fromkeys(["x - 1", "y"], ([1, 2], [1, 2]))
+    figure = figures.curves(lines, "-x", "well-known $10^{-1}$")
+    display.png(figure)
+    (axis,) = figure.axes
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("−x", "well-known $10^{-1}$")
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["x − 1", "y"]
 
 
 @pytest.mark.parametrize("sentence", ["", "no full stop", "two\nlines."])

@@ -140,11 +140,13 @@ def test_curves_writes_plain_numbers_between_two_powers_of_ten():
 
 
 def test_curves_puts_ticks_where_it_is_told_and_nowhere_else():
-    figure = figures.curves({"one": ([1, 40], [1, 2])}, "K", "gap", log="x", x_ticks=[1, 2.5, 40])
+    figure = figures.curves(
+        {"one": ([1, 4000], [1, 2])}, "K", "gap", log="x", x_ticks=[1, 2.5, 4000]
+    )
     figure.canvas.draw()
     (axis,) = figure.axes
-    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["1", "2.5", "40"]
-    assert list(axis.get_xticks()) == [1, 2.5, 40]
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["1", "2.5", "4,000"]
+    assert list(axis.get_xticks()) == [1, 2.5, 4000]
     assert not len(axis.get_xticks(minor=True))
     plt.close(figure)
 
