@@ -80,11 +80,20 @@ def test_no_cell_shows_an_error(article):
     assert not [output.get_text() for output in wrong]
 
 
-def test_no_markup_is_left_in_the_prose(article):
+def _prose(article) -> str:
+    """The text of a page with an x for each formula and piece of code."""
     prose = copy.copy(article)
     for element in prose.select("pre, code, script, style, .math"):
-        element.decompose()
-    assert not MARKUP.findall(prose.get_text())
+        element.replace_with("x")
+    return prose.get_text()
+
+
+def test_no_markup_is_left_in_the_prose(article):
+    assert not MARKUP.findall(_prose(article))
+
+
+def test_no_hyphen_stands_for_a_minus_in_the_prose(article):
+    assert not re.findall(r".*(?<![\w./)\]}-])-\.?\d.*|.*\w - \w.*", _prose(article))
 
 
 def test_chapter_can_be_launched_and_downloaded(page, docname):
