@@ -51,6 +51,19 @@ def test_words_match_exactly_and_decimals_nearly(stored, fresh, tight, trained):
     assert (Printed(stored) != fresh) is not tight
 
 
+def test_the_bound_of_a_broken_model_does_not_pass_for_that_of_the_healthy_one():
+    chapter = nbformat.read(ROOT / "book" / "12_the_clinic.ipynb", as_version=4)
+    texts = [
+        o["data"]["text/plain"] for c in chapter.cells for o in c.get("outputs", []) if "data" in o
+    ]
+    tables = [text.splitlines() for text in texts if text.startswith("| fault | it reports |")]
+    ((_, _, healthy, *broken),) = (
+        [row.split(" | ")[2] for row in table if row] for table in tables
+    )
+    assert len(broken) == 4
+    assert not [bound for bound in broken if Trained(healthy) == bound]
+
+
 CELLS = {
     # name: (source, stored output, tags, passes)
     "same": ("print('loss 1.5000')", "loss 1.5000\n", [], True),
