@@ -170,6 +170,8 @@ def execute(notebook: NotebookNode, folder: Path, kernels: Kernels) -> None:
     )
     for cell in notebook.cells:
         cell.metadata.pop("mystnb", None)
+        if cell.cell_type == "code":
+            cell.outputs = joined(cell.outputs)
         for output in cell.get("outputs", []):
             data, shown = output.get("data", {}), output.get("metadata", {})
             for kind in set(shown) - {"image/png"}:  # which has the size of a figure
@@ -179,6 +181,17 @@ def execute(notebook: NotebookNode, folder: Path, kernels: Kernels) -> None:
                 sentence = data["text/plain"]
                 cell.metadata["mystnb"] = {"image": {"alt": sentence}}
                 cell.metadata["mystnb"]["figure"] = {"caption": sentence}
+
+
+def joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """The outputs of a cell, prints that follow each other as one: they come apart in time."""
+    found: list[NotebookNode] = []
+    for output in outputs:
+        if found and output.output_type == "stream" and output.name == found[-1].get("name"):
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 def write_cover(notebook: NotebookNode, path: Path) -> None:

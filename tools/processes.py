@@ -62,7 +62,6 @@ class Kernels:
             timeout=None,
             kernel_name="python3",
             record_timing=False,
-            coalesce_streams=True,  # two prints are one output, however long the second takes
             extra_arguments=["--log-level=ERROR"],  # a kernel warns that it talks unencrypted
             resources={"metadata": {"path": str(folder)}},
         )
