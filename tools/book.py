@@ -11,7 +11,7 @@ are as before is not run again.
 
 # isort: off
 import stopping
-import processes  # noqa: F401 (sets one thread for each process, before torch is imported)
+from processes import Kernels, seconds, workers  # sets one thread, before torch is imported
 
 # isort: on
 import argparse
@@ -33,7 +33,6 @@ from nbformat import NotebookNode
 from contents import chapters, prose, title
 from equations import write_index
 from plain import write_plain
-from processes import Kernels, seconds, workers
 from vae_book.data import data_directory, load_images
 from vae_book.device import best_device, describe
 from vae_book.files import replacing

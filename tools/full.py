@@ -11,7 +11,7 @@ page; `make index` does that. Chapters that are not named keep what was measured
 
 # isort: off
 import stopping
-import processes  # noqa: F401 (sets one thread for each process, before torch is imported)
+from processes import Kernels, workers  # sets one thread, before torch is imported
 
 # isort: on
 import hashlib
@@ -26,7 +26,6 @@ import nbformat
 
 from book import execute
 from contents import chapters, title
-from processes import Kernels, workers
 from vae_book.data import load_images
 from vae_book.device import best_device, describe
 from vae_book.files import replacing

@@ -100,7 +100,7 @@ def png(figure: Figure) -> bytes:
 
 
 def minus(text: str) -> str:
-    """The text with minus signs before its numbers and names and between, none before a zero.
+    """The text with minus signs before numbers and names and between spaces, none before a zero.
 
     What stands between backticks or dollars stays as it is.
     """
