@@ -50,8 +50,10 @@ book: $(STAMP) ## Run the chapters on this machine and build the site into _buil
 pdf: book ## Print the whole book into _build/vae-book.pdf (with a Chromium or Chrome)
 	@$(BIN)/python tools/pdf.py
 
+# What killed processes and torch leave behind goes with the folder of this run.
 test: $(STAMP) ## Check style and types, run the unit tests, every chapter and the site checks
-	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	@TMPDIR=$$(mktemp -d) && export TMPDIR && trap 'rm -rf "$$TMPDIR"' EXIT && trap 'exit 130' INT TERM && \
+	  $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) ## Check style and types
 	@$(BIN)/ruff check --no-cache .

@@ -17,8 +17,6 @@ first run, into an environment of its own under _build; without a network it is 
 
 import argparse
 import json
-import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -30,7 +28,7 @@ import torch
 from contestants import BATCH, CONTESTANTS
 
 from vae_book.data import load_images
-from vae_book.device import best_device, describe
+from vae_book.device import best_device, describe, processor
 from vae_book.files import replacing
 from vae_book.images import DataError
 
@@ -60,13 +58,6 @@ def peers() -> Path | None:
         (site / "of_the_book.pth").write_text(own + "\n")
         made.touch()
     return python
-
-
-def processor() -> str:
-    """The name of the processor."""
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 class Contestant:

@@ -16,7 +16,7 @@ from measurements.chapter_09 import chapter_09
 from measurements.chapter_10 import chapter_10
 from measurements.chapter_11 import chapter_11
 from measurements.chapter_13 import chapter_13
-from measurements.chapter_14 import chapter_14, chapter_14_precision
+from measurements.chapter_14 import chapter_14, chapter_14_loading, chapter_14_precision
 from measurements.common import RESULTS
 from vae_book.device import best_device, describe
 from vae_book.files import replacing
@@ -31,6 +31,7 @@ MEASUREMENTS = (
     chapter_11,
     chapter_13,
     chapter_14,
+    chapter_14_loading,
     chapter_14_precision,
 )
 

@@ -27,7 +27,7 @@ from vae_book.checks import whole_number
 from vae_book.deprecated import moved
 from vae_book.device import best_device
 from vae_book.files import clear_up, part_name, replacing
-from vae_book.folders import held_out, padded, read_folder
+from vae_book.folders import check_memory, held_out, padded, read_folder
 from vae_book.images import DataError
 
 Split = Literal["train", "test"]
@@ -76,7 +76,7 @@ def load_images(
 
     Raises:
         ValueError: an argument is none of these, or a folder has no pictures, or pictures of
-            several sizes and ``size`` is None.
+            several sizes and ``size`` is None; or images of this size would not fit into memory.
         DataError: files are missing and cannot be downloaded, or they are damaged.
     """
     if split not in ("train", "test"):
@@ -84,6 +84,9 @@ def load_images(
     if channels not in (None, 1, 3):
         raise ValueError(f"channels: expected 1, 3 or None, got {channels!r}")
     shape = _checked_size(size)
+    device = best_device() if device is None else _checked_device(device)
+    if source is not None and not isinstance(source, str | os.PathLike):
+        raise _unknown(source)
     source = os.path.expanduser(source or os.environ.get("VAE_BOOK_DATASET") or "bundled")
     if source == "bundled":
         pixels, labels = _bundled()
@@ -94,13 +97,10 @@ def load_images(
     elif Path(source).is_dir():
         pixels, labels, classes = read_folder(Path(source), split, shape, channels)
     else:
-        raise ValueError(
-            f"source: expected 'bundled', {', '.join(map(repr, TORCHVISION))} or the path of a "
-            f"folder of pictures, got {source!r}"
-        )
+        raise _unknown(source)
     if shape and pixels.shape[1:3] != shape:
+        check_memory(len(pixels), shape, channels or 1)
         pixels = np.stack([np.asarray(padded(Image.fromarray(each), shape)) for each in pixels])
-    device = best_device() if device is None else torch.device(device)
     levels = torch.from_numpy(pixels).to(device)
     levels = levels if levels.is_floating_point() else levels.float().div(255)
     levels = levels.unsqueeze(1) if levels.ndim == 3 else levels.movedim(-1, 1).contiguous()
@@ -167,6 +167,24 @@ def _checked_size(size: Any) -> tuple[int, int] | None:
         raise ValueError(f"size: expected a whole number or (height, width), got {size!r}")
     height, width = (whole_number("size", side) for side in height_and_width)
     return height, width
+
+
+def _checked_device(device: Any) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]  # some go on for a page
+        raise ValueError(
+            f"device: expected a device of this machine, got {device!r} ({reason}); pass 'cpu', or "
+            "None for the best there is"
+        ) from error
+
+
+def _unknown(source: object) -> ValueError:
+    return ValueError(
+        f"source: expected 'bundled', {', '.join(map(repr, TORCHVISION))} or the path of a "
+        f"folder of pictures, got {source!r}"
+    )
 
 
 # The bundled digits -------------------------------------------------------------------------------

@@ -5,7 +5,10 @@ the same seed: drawn on the CPU, the same seed means the same experiment everywh
 """
 
 import os
+import platform
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -74,6 +77,13 @@ def describe(device: torch.device) -> str:
         threads = torch.get_num_threads()
         return f"CPU ({threads} thread{'s' if threads > 1 else ''})"
     return device.type.upper()
+
+
+def processor() -> str:
+    """The name of this machine's processor; a ratio of two times belongs to one."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def seeded(*seed: int) -> torch.Generator:

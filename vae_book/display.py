@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from io import BytesIO
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from PIL import Image
+from PIL import Image, ImageChops
 from torch import Tensor
 
 from vae_book.protocol import Measurement, Protocol, cards, column_protocols, differences
 
 DPI = 240  # at WIDTH of figures.py two pixels or more for each of a screen
-DRAWING = 1 << 14  # colors of a drawing at most; photographs have more
+NEAR = 16  # of 255 levels: two colors that are told apart only side by side
 SHOWN = 560  # the width of a figure on a screen, in pixels of style sheets
 _ONE = r"[-+\u2212]?[\d.,]*\d(e[-+]?\d+)?%?"
 NUMBER = re.compile(rf"({_ONE}( ± {_ONE})?(( of | )\(?{_ONE}\)?)?|[-+\u2212]?inf|nan|-|)")
@@ -85,7 +86,8 @@ def one_sentence(text: str) -> str:
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file, its text with minus signs; the figure itself is closed.
 
-    Lines, text and gray images get along with 256 colors, in a file a third of the size.
+    Lines, text and gray images get along with 256 colors, in a file a third of the size. Pictures
+    in color may not: their colors stay.
     """
     drawn, picture = BytesIO(), BytesIO()
     for text in figure.findobj(Text):
@@ -93,9 +95,10 @@ def png(figure: Figure) -> bytes:
     figure.savefig(drawn, format="png", dpi=DPI)
     plt.close(figure)
     image = Image.open(drawn).convert("RGB")
-    if image.getcolors(DRAWING):  # None if it has more
-        image = image.quantize(256, dither=Image.Dither.NONE)
-    image.save(picture, "png", optimize=True)
+    few = image.quantize(256, dither=Image.Dither.NONE)
+    off = ImageChops.difference(image, few.convert("RGB"))
+    strange = (np.asarray(off) > NEAR).any(-1).mean()  # at the edges of lines and letters
+    (few if strange < 1e-3 else image).save(picture, "png", optimize=True)
     return picture.getvalue()
 
 

@@ -4,12 +4,14 @@ Pillow does the reading. Of a picture one gets what a viewer shows: its EXIF ori
 what is transparent shows white paper, palettes become their colors, CMYK becomes RGB (without color
 profiles), of an animation or a document the first frame is taken. Levels of 8 bits are divided by
 255, gray ones of 16 bits by 65535; Pillow reads color of 16 bits with 8, and gray too where each
-pixel has its own transparency. Floating-point levels are taken as they are, and refused outside
-[0, 1].
+pixel has its own transparency, and in SGI files. Floating-point levels are taken as they are, and
+refused outside [0, 1]. What Pillow is known to read wrongly is refused.
 """
 
 import hashlib
+import math
 import os
+import re
 import unicodedata
 import warnings
 from collections import Counter
@@ -27,6 +29,10 @@ SPLIT_SEED = 0
 HELD_OUT_SHARE = 0.1
 TRAIN = ("train", "training")
 TEST = ("test", "testing", "val", "valid", "validation")  # the first that is there
+UNCLEAR = (  # words in the names of other layouts, which are taken neither for splits nor classes
+    {*TRAIN, "trainval"},
+    {*TEST, "eval", "evaluation", "dev", "development", "holdout"},
+)
 CLUTTER = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}  # made by systems
 NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow names, but does not decode them
 
@@ -62,14 +68,16 @@ def read_folder(
         finer levels, as float32 in [0, 1]; labels, shape (n,); class names, by label.
 
     Raises:
-        ValueError: there is no picture, or none for this split; the pictures have several sizes
-            and ``size`` is None; or they would not fit into memory.
+        ValueError: there is no picture, or none for this split; classes have the names of splits,
+            as ``train_set`` beside ``test_set``; the pictures have several sizes and ``size`` is
+            None; or they would not fit into memory.
         DataError: a picture cannot be read, and which; or the folder has changed since the other
             split was read, which then no longer fits this one.
     """
     found = _find(folder)
     _check_unchanged(folder, split, found.paths)
-    pixels, animated = _read_all(found.paths, size, channels)
+    with warnings.catch_warnings(action="ignore"):  # Pillow warns of pictures that it reads well
+        pixels, animated = _read_all(found.paths, size, channels)
     classes = tuple(sorted(set(found.names)))
     labels = np.array([classes.index(name) for name in found.names])
     first: dict[bytes, int] = {}
@@ -93,7 +101,8 @@ def read_folder(
     if not chosen.any():
         reason = (
             f"split: no picture of {folder} is left for {split!r}, which takes pictures that "
-            f"differ from those of the other split; the folder holds {len(first)} different ones"
+            f"differ from those of the other split; the folder holds {len(first)} different "
+            f"picture{'s' if len(first) > 1 else ''}"
         )
         raise ValueError("; ".join([reason, *notes]))
     if notes:
@@ -215,10 +224,30 @@ def _find(folder: Path) -> Found:
     # macOS writes an accent in two characters, others in one: the same name all the same.
     names = [parts[0] if len(parts) > 1 else folder.resolve().name for _, parts in found]
     names = [unicodedata.normalize("NFC", name) for name in names]
+    if not is_split:
+        _check_classes(folder, set(names))
     sides = np.array([in_test[path] for path in paths])
     if is_split and (new := sorted(set(names) - {names[i] for i in np.flatnonzero(~sides)})):
         notes.append(f"classes without training pictures: {', '.join(new)}")
     return Found(paths, names, sides if is_split else None, notes)
+
+
+def _check_classes(folder: Path, classes: set[str]) -> None:
+    """Raise ValueError for classes that are splits by their names, or training would see both."""
+    train, test = (
+        [
+            name
+            for name in sorted(classes)
+            for word in re.findall("[A-Z]+[a-z]*|[a-z]+", name)  # of train_set, TrainSet, trainset
+            if word.lower().removesuffix("set") in words
+        ]
+        for words in UNCLEAR
+    )
+    if train and test and len({*train, *test}) > 1:
+        raise ValueError(
+            f"source: expected folders train and test, or one for each class, in {folder}, got "
+            f"{train[0]} and {test[0]}; name splits train and test, and classes by other words"
+        )
 
 
 def _tree(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
@@ -259,18 +288,14 @@ def _read_all(
     paths: Sequence[Path], size: Size | None, channels: int | None
 ) -> tuple[np.ndarray, list[Path]]:
     """All pictures in one array, and which of them have further frames."""
-    first, _ = _read(paths[0], size, channels)
-    needed, there = 5 * len(paths) * first.size, _memory()  # as uint8 and then as float32
-    if needed > there:
-        raise ValueError(
-            f"size: {len(paths)} pictures like {paths[0]} take {needed / 1e9:.0f} GB, and this "
-            f"machine has {there / 1e9:.0f}; pass a smaller size"
-        )
+    first, _ = _read(paths[0], None, channels)
+    shape = size or first.shape[:2]
+    check_memory(len(paths), shape, 3 if channels == 3 or first.ndim == 3 else 1)
 
     def read(path: Path) -> tuple[np.ndarray, bool]:
         pixels, has_more = _read(path, size, channels)
-        if pixels.shape[:2] != first.shape[:2]:
-            sizes = [" x ".join(map(str, each.shape[:2])) for each in (first, pixels)]
+        if pixels.shape[:2] != shape:
+            sizes = [" x ".join(map(str, each)) for each in (shape, pixels.shape[:2])]
             raise ValueError(
                 "size: expected size=28, size=(height, width) or the like, since the pictures have "
                 f"several sizes: {paths[0]} has {sizes[0]} pixels, {path} {sizes[1]}"
@@ -281,11 +306,25 @@ def _read_all(
         pictures, more = zip(*pool.map(read, paths), strict=True)
     levels = np.float32 if any(pixels.dtype == np.float32 for pixels in pictures) else np.uint8
     color = channels == 3 or any(pixels.ndim == 3 for pixels in pictures)
-    result = np.empty((len(paths), *first.shape[:2], *([3] if color else [])), levels)
+    result = np.empty((len(paths), *shape, *([3] if color else [])), levels)
     for row, pixels in enumerate(pictures):
         pixels = pixels if pixels.dtype == levels else pixels.astype(np.float32) / 255
         result[row] = pixels[..., None] if color and pixels.ndim == 2 else pixels
     return result, [path for path, has_more in zip(paths, more, strict=True) if has_more]
+
+
+def check_memory(n: int, size: Sequence[int], channels: int) -> None:
+    """Look whether images would fit into memory, before they are made.
+
+    Raises:
+        ValueError: they would not.
+    """
+    needed, there = n * math.prod(size) * channels * (1 + 4), _memory()  # as uint8, then as float32
+    if needed > there:
+        raise ValueError(
+            f"size: {n} images of {size[0]} x {size[1]} pixels take {needed / 1e9:.0f} GB, and "
+            f"this machine has {there / 1e9:.0f}; pass a smaller size"
+        )
 
 
 def _memory() -> float:
@@ -308,6 +347,10 @@ def _read(path: Path, size: Size | None, channels: int | None) -> tuple[np.ndarr
             # The further frames of a phone's MPO are no frames to a viewer.
             has_more = getattr(file, "is_animated", False) and file.format != "MPO"
             _check_levels(file)
+            if file.format in ("JPEG", "MPO"):
+                _check_end(path.read_bytes())
+            if file.format == "JPEG2000":
+                _check_depths(path.read_bytes())
             _correct_transparency(file)
             file.load()
             file.getexif()  # is kept, and exif_transpose need not write what cameras wrote badly
@@ -317,9 +360,11 @@ def _read(path: Path, size: Size | None, channels: int | None) -> tuple[np.ndarr
         if channels == 1 and picture.mode == "RGB":
             picture = picture.convert("L")
         pixels = np.asarray(padded(picture, size) if size else picture)
+    except MemoryError:  # is no fault of the picture
+        raise
     except Exception as error:  # a reader raises whatever it likes on a damaged file
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = "Pillow finds no picture in it that it knows" if unknown else str(error)
+        reason = "Pillow does not know its format or this kind of it" if unknown else str(error)
         raise DataError(
             f"{path} cannot be read as an image: {reason.rstrip('.')}; replace it, for instance by "
             "a PNG of 8 or 16 bits, or take it out of the folder"
@@ -342,6 +387,33 @@ def _check_levels(file: ImageFile.ImageFile) -> None:
         or (tags.get(ExifTags.Base.PhotometricInterpretation) == 0 and file.mode[0] in "IF")
     ):
         raise ValueError("Pillow does not say which of its levels is black and which is white")
+    is_packed = tags.get(ExifTags.Base.Compression, 1) != 1
+    if file.mode == "F" and is_packed and getattr(tags, "prefix", None) == b"MM":
+        raise ValueError(
+            "Pillow swaps the bytes of its big-endian floating-point levels, which are compressed "
+            "(save it uncompressed or in little-endian order)"
+        )
+
+
+_SEGMENT = re.compile(rb"\xff[\x02-\xcf\xda-\xfe]")  # markers of JPEG that a length follows
+
+
+def _check_end(content: bytes) -> None:
+    """Raise ValueError for a JPEG without an end: Pillow makes gray of what is missing."""
+    place = 0
+    while (marker := _SEGMENT.search(content, place)) and marker[0] != b"\xff\xda":  # a scan
+        place = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2])
+    if not marker or content.find(b"\xff\xd9", marker.end()) < 0:
+        raise ValueError("its end-of-image marker is missing, as after an interrupted download")
+
+
+def _check_depths(content: bytes) -> None:
+    """Raise ValueError for a JPEG 2000 of levels that Pillow does not scale."""
+    codestream = content[content.find(b"\xff\x4f\xff\x51") :]  # ISO/IEC 15444-1, A.5.1
+    components = int.from_bytes(codestream[40:42])
+    depths = codestream[42 : 42 + 3 * components : 3]  # less one; signed levels have another bit
+    if set(depths) != {8 - 1} and list(depths) != [16 - 1]:
+        raise ValueError("of JPEG 2000 Pillow scales unsigned levels of 8 bits, or gray ones of 16")
 
 
 _STEPS = {"L;2": 85, "L;4": 17}  # between the levels of 2 and 4 bits once they are 8
@@ -361,12 +433,13 @@ def _fine(picture: Image.Image) -> Image.Image:
     """A gray picture of more than 8 bits, in mode F with levels in [0, 1]; in L if 8 suffice."""
     levels = np.asarray(picture)
     if picture.mode != "F":
-        levels = np.where(levels == picture.info.get("transparency"), 65535, levels)
-        levels = levels.astype(np.float32) / 65535
-    if not (levels.min() >= 0 and levels.max() <= 1):
-        raise ValueError(
-            f"expected levels between 0 and 1, got {levels.min():.4g} to {levels.max():.4g}"
-        )
+        clear = levels == picture.info.get("transparency")
+        _check_visible(not np.all(clear))
+        levels = np.where(clear, 65535, levels).astype(np.float32) / 65535
+    low, high = levels.min(), levels.max()
+    if not (low >= 0 and high <= 1):
+        found = "NaN" if np.isnan(low) else f"{low:.4g} to {high:.4g}"
+        raise ValueError(f"expected levels between 0 and 1, got {found}")
     # Or the same picture in 8 bits would be another one after resizing, which rounds.
     of_255 = np.rint(levels * 255)
     is_coarse = np.array_equal(of_255 / 255, levels)
@@ -375,8 +448,11 @@ def _fine(picture: Image.Image) -> Image.Image:
 
 def _coarse(picture: Image.Image) -> Image.Image:
     """A picture of 8 bits or fewer in mode L if it is gray in all its pixels, else RGB."""
+    if picture.mode == "La":  # Pillow knows no way from here to RGBA
+        picture = picture.convert("LA")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
+        _check_visible(picture.getchannel("A").getextrema() != (0, 0))
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     picture = picture.convert("L" if picture.mode in ("1", "L") else "RGB")
     if picture.mode == "RGB":
@@ -384,3 +460,9 @@ def _coarse(picture: Image.Image) -> Image.Image:
         if (pixels == pixels[..., :1]).all():
             return picture.getchannel(0)
     return picture
+
+
+def _check_visible(is_visible: bool) -> None:
+    """Raise ValueError for a picture of which only the white paper shows."""
+    if not is_visible:
+        raise ValueError("it is transparent everywhere (remove its alpha channel)")

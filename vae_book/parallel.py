@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.distributed as dist
@@ -40,7 +41,8 @@ def launch(processes: int, arguments: Sequence[str]) -> tuple[int, list[str]]:
     options = ["--standalone", "--local-addr=localhost", f"--nproc-per-node={processes}"]
     logging.disable()
     try:
-        run.main([*options, "-m", "vae_book", *arguments])
+        with TemporaryDirectory() as logs:  # torchrun would leave a folder of its own behind
+            run.main([*options, f"--log-dir={logs}", "-m", "vae_book", *arguments])
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         # Torchrun itself ends those that are left by SIGTERM.

@@ -24,7 +24,7 @@ def pictures(tmp_path_factory):
     y, x = np.mgrid[:40, :48]
     for name, center in {"left": 12, "right": 36}.items():
         (root / name).mkdir()
-        for number in range(40):
+        for number in range(20):  # of 40 pictures, 4 are held out
             at = (center, 20) + 2 * rng.standard_normal(2)
             spot = 255 * np.exp(-((x - at[0]) ** 2 + (y - at[1]) ** 2) / (20 + 60 * rng.random()))
             color = spot[..., None] * (1, 0.8, rng.random())

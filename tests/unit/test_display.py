@@ -10,6 +10,7 @@ from PIL import Image
 
 from vae_book import diagrams, display, figures
 from vae_book.device import seeded
+from vae_book.toy_images import draw_shapes
 
 
 @pytest.fixture
@@ -37,6 +38,16 @@ def test_a_drawing_gets_along_with_few_colors_and_a_photograph_does_not():
     assert Image.open(BytesIO(display.png(drawing))).mode == "P"
     photograph = figures.image_grid(torch.rand(1, 3, 200, 200, generator=seeded(1)), 1)
     assert Image.open(BytesIO(display.png(photograph))).mode == "RGB"
+
+
+def test_pictures_in_color_keep_their_colors():
+    """Each shape's own color is found, to the last level, where it stands."""
+    shapes = draw_shapes(10).images
+    picture = Image.open(BytesIO(display.png(figures.image_rows({"shapes": shapes}))))
+    shown = np.asarray(picture.convert("RGB"))
+    wanted = (255 * shapes).round().byte().flatten(2).transpose(1, 2).flatten(0, 1).numpy()
+    missing = set(map(tuple, wanted)) - set(map(tuple, shown.reshape(-1, 3)))
+    assert not missing
 
 
 def test_few_colors_leave_a_picture_as_it_was():

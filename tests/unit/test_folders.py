@@ -1,5 +1,6 @@
 """Pictures of a folder become the numbers that they show, and no test image was trained on."""
 
+import io
 import os
 import shutil
 import struct
@@ -56,9 +57,9 @@ def both(folder, **options):
 # Right to the pixel -------------------------------------------------------------------------------
 
 
-def tiff(levels, order=">", **more):
+def tiff(levels, order=">", pack=bytes, **more):
     """A gray TIFF, written by hand; further tags by their numbers, as _262=0."""
-    data = levels.tobytes()
+    data = pack(levels.tobytes())
     height, width = levels.shape
     bits = 8 * levels.itemsize
     tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: height}
@@ -80,6 +81,22 @@ def png(kind, depth, rows, *chunks, width=None):
     content = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
     parts = [(b"IHDR", header), *chunks, (b"IDAT", content), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def pack_bits(content):
+    """Packed as PackBits packs what has no runs."""
+    parts = [content[start : start + 128] for start in range(0, len(content), 128)]
+    return b"".join(bytes([len(part) - 1]) + part for part in parts)
+
+
+DEFLATE, PACK_BITS = {"_259": 8, "pack": zlib.compress}, {"_259": 32773, "pack": pack_bits}
+FLOAT = {"_339": 3}
+
+
+def sgi(levels):
+    """A gray SGI picture of 16 bits, written by hand, from its bottom row on."""
+    header = struct.pack(">HBBHHHH", 474, 0, 2, 2, *levels.T.shape, 1)
+    return header.ljust(512, b"\0") + levels[::-1].astype(">u2").tobytes()
 
 
 def written(content):
@@ -156,6 +173,14 @@ def written(content):
             partial(save, pixels=(RAMP / 65535).astype(np.float32)),
             RAMP / 65535,
         ),
+        ("big-endian.tif", written(tiff((RAMP / 65535).astype(">f4"), **FLOAT)), RAMP / 65535),
+        (
+            "packed.tif",
+            written(tiff((RAMP / 65535).astype("<f4"), "<", **FLOAT, **DEFLATE)),
+            RAMP / 65535,
+        ),
+        ("16 bits.jp2", partial(save, pixels=RAMP, irreversible=False), RAMP / 65535),
+        ("color.j2k", partial(save, pixels=COLOR, irreversible=False), COLOR / 255),
         ("palette.png", partial(save, pixels=Image.fromarray(COLOR // 64 * 64).quantize(256)), 0),
     ],
 )
@@ -187,6 +212,12 @@ def test_sixteen_bits_of_color_lose_their_lower_half(tmp_path):
     assert np.array_equal(only(tmp_path), np.float32((deep >> 8) / 255))
 
 
+def test_so_do_sixteen_bits_of_gray_in_sgi_files(tmp_path):
+    written(sgi(RAMP))(tmp_path / "c" / "a.bw")
+    assert np.array_equal(only(tmp_path), np.float32((RAMP >> 8) / 255))
+    assert "SGI" in folders.__doc__
+
+
 @pytest.mark.parametrize(("mode", "ending"), [("CMYK", "jpg"), ("CMYK", "tif")])
 def test_cmyk_becomes_the_light_that_its_inks_leave(mode, ending, tmp_path):
     inks = np.array([10, 60, 200, 40])
@@ -215,6 +246,34 @@ def test_a_transparent_color_of_a_palette_is_white(ending, tmp_path):
     assert np.array_equal(
         only(tmp_path), np.eye(3)[expected] + (expected == 1)[..., None] * [1, 0, 1]
     )
+
+
+def test_levels_that_are_stored_times_their_opacity_are_not_multiplied_again(tmp_path):
+    alpha = ALPHA / 255
+    stored = np.dstack([(GRAY * alpha).round().astype(np.uint8), ALPHA])
+    content = tiff(stored.reshape(28, 56), _256=28, _277=2, _338=1)
+    written(content)(tmp_path / "c" / "a.tif")
+    assert abs(only(tmp_path) - (stored[..., 0] / 255 + 1 - alpha)).max() < 2 / 255
+
+
+def tga(pixels):
+    """A TGA of 32 bits, from its top row on, whose header does not say what the last 8 are."""
+    return struct.pack("<2xB9x2H2B", 2, *pixels.shape[1::-1], 32, 0x20) + pixels.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.tga", tga(np.dstack([COLOR, GRAY * 0]))),
+        ("a.png", png(6, 8, np.dstack([COLOR, GRAY * 0]).reshape(28, 112), width=28)),
+        ("a.png", png(0, 8, GRAY * 0 + 7, (b"tRNS", bytes([0, 7])))),
+        ("a.png", png(0, 16, np.full((28, 28), 777, ">u2"), (b"tRNS", bytes([3, 9])))),
+    ],
+)
+def test_a_picture_that_is_transparent_everywhere_is_refused(name, content, tmp_path):
+    written(content)(tmp_path / "c" / name)
+    with pytest.raises(DataError, match=rf"{name} .*transparent everywhere .*alpha channel"):
+        load("train", str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif"])
@@ -303,11 +362,53 @@ def test_a_picture_that_would_vanish_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "pixels", [np.full((4, 4), 1.01), np.full((4, 4), -0.1), np.full((4, 4), np.nan), RAMP / 255]
+    ("pixels", "found"),
+    [
+        (np.full((4, 4), 1.01), "1.01 to 1.01"),
+        (np.full((4, 4), -0.1), "-0.1 to -0.1"),
+        (np.array([[0.5, np.nan]]), "NaN;"),
+        (RAMP / 255, "0 to 257"),
+    ],
 )
-def test_floating_point_levels_outside_of_0_and_1_are_refused(pixels, tmp_path):
+def test_floating_point_levels_outside_of_0_and_1_are_refused(pixels, found, tmp_path):
     save(tmp_path / "c" / "a.tif", pixels.astype(np.float32))
-    with pytest.raises(DataError, match=r"a\.tif .* expected levels between 0 and 1, got"):
+    with pytest.raises(DataError, match=rf"a\.tif .* expected levels between 0 and 1, got {found}"):
+        load("train", str(tmp_path))
+
+
+@pytest.mark.parametrize("packed", [DEFLATE, PACK_BITS])
+def test_packed_floats_whose_bytes_pillow_swaps_are_refused(packed, tmp_path):
+    mask = (GRAY > 99).astype(">f4")
+    written(tiff(mask, **FLOAT, **packed))(tmp_path / "c" / "mask.tif")
+    with pytest.raises(DataError, match=r"mask\.tif .*save it uncompressed or in little-endian"):
+        load("train", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("ending", "pixels", "depths"),
+    [
+        ("jp2", GRAY, [0]),  # one less than the bits, and 128 more if the levels have signs
+        ("j2k", GRAY, [3]),
+        ("j2k", RAMP, [9]),
+        ("jp2", RAMP, [11]),
+        ("j2k", RAMP, [14]),
+        ("j2k", GRAY, [128 + 7]),
+        ("jp2", RAMP, [128 + 15]),
+        ("j2k", COLOR, [15, 15, 15]),
+        ("jp2", COLOR, [7, 7, 11]),
+    ],
+)
+def test_jpeg_2000_of_levels_that_pillow_does_not_scale_is_refused(
+    ending, pixels, depths, tmp_path
+):
+    path = save(tmp_path / "c" / f"a.{ending}", pixels, irreversible=False)
+    content = bytearray(path.read_bytes())
+    # By ISO/IEC 15444-1, A.5.1: SIZ, its length, 34 bytes, then the components, three bytes each.
+    first = content.index(b"\xff\x51") + 2 + 2 + 34 + 2
+    assert int.from_bytes(content[first - 2 : first]) == len(depths)
+    content[first : first + 3 * len(depths) : 3] = bytes(depths)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"a\.{ending} .*unsigned.* 8 bits.* by a PNG"):
         load("train", str(tmp_path))
 
 
@@ -362,6 +463,17 @@ def test_a_picture_stands_upright_though_its_camera_wrote_nonsense(value, tmp_pa
     assert np.array_equal(only(tmp_path) * 255, np.rot90(GRAY, -1))
 
 
+def test_what_pillow_warns_of_is_read_without_a_word(tmp_path, monkeypatch):
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 5)  # five entries, of which none follows
+    save(tmp_path / "c" / "a.png", GRAY, exif=exif)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", GRAY.size - 1)  # above it Pillow fears a bomb
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = only(tmp_path)
+    assert not told
+    assert np.array_equal(found, np.float32(GRAY / 255))
+
+
 # Which pictures -----------------------------------------------------------------------------------
 
 
@@ -402,7 +514,9 @@ def test_few_pictures_are_shared_out_too(classes, each, train, test, tmp_path):
 def test_one_picture_is_for_training(tmp_path):
     fill(tmp_path / "c", 1)
     assert len(load("train", str(tmp_path))) == 1
-    with pytest.raises(ValueError, match=r"^split: no picture .* is left for 'test'.* 1 different"):
+    with pytest.raises(
+        ValueError, match=r"^split: .* is left for 'test'.* holds 1 different picture$"
+    ):
         load("test", str(tmp_path))
 
 
@@ -474,6 +588,41 @@ def test_a_split_folder_needs_no_classes(tmp_path):
     fill(tmp_path / "train", 5)
     fill(tmp_path / "test", 3, 50)
     assert [levels(found) for found in both(tmp_path)] == [[0, 1, 2, 3, 4], [50, 51, 52]]
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train", "eval"),
+        ("Train", "DEV"),
+        ("training", "holdout"),
+        ("train_set", "test_set"),
+        ("TrainSet", "TestSet"),
+        ("training-data", "validation data"),
+        ("train2017", "val2017"),
+        ("trainval", "test"),
+        ("x_train", "x_test"),
+    ],
+)
+@pytest.mark.parametrize("around", [".", "download"])
+def test_classes_that_look_like_splits_are_refused(train, test, around, tmp_path):
+    for place, name in enumerate([train, test]):
+        fill(tmp_path / around / name / "cat", 5, 10 * place)
+        fill(tmp_path / around / name / "dog", 5, 100 + 10 * place)
+    for split in ("train", "test"):
+        with pytest.raises(
+            ValueError, match=rf"^source: .* {train} and {test}; name splits train and test"
+        ):
+            load(split, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "names", [("bird", "test"), ("train", "tram"), ("restrain", "contest"), ("train_test", "other")]
+)
+def test_a_class_may_have_the_name_of_one_split(names, tmp_path):
+    for place, name in enumerate(names):
+        fill(tmp_path / name, 10, 10 * place)
+    assert load("train", str(tmp_path)).classes == tuple(sorted(names))
 
 
 def test_a_train_is_a_class_among_vehicles(tmp_path):
@@ -678,6 +827,45 @@ def test_a_picture_that_is_cut_short_is_named(kind, tmp_path):
             load("train", str(tmp_path))
 
 
+def jpeg(pixels=GRAY):
+    """The bytes of a JPEG, and where its only scan begins."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=100)
+    return stream.getvalue(), stream.getvalue().index(b"\xff\xda")
+
+
+def with_thumbnail(content):
+    """The same JPEG with a whole one in its head, where cameras keep a small copy."""
+    small, _ = jpeg(GRAY[:8, :8])
+    return content[:2] + b"\xff\xe1" + struct.pack(">H", len(small) + 2) + small + content[2:]
+
+
+def test_a_jpeg_whose_end_never_came_is_named(tmp_path):
+    content, scan = jpeg()
+    half = (scan + len(content)) // 2
+    partly = content[:half] + bytes(len(content) - half)  # as an interrupted download leaves it
+    for damaged in (partly, with_thumbnail(partly), content[:-2] + bytes(100)):
+        written(damaged)(tmp_path / "c" / "a.jpg")
+        with pytest.raises(DataError, match=r"a\.jpg cannot be read .*end-of-image marker"):
+            load("train", str(tmp_path))
+        shutil.rmtree(tmp_path / "c")
+
+
+def test_what_stands_around_a_whole_jpeg_does_not_matter(tmp_path):
+    content, scan = jpeg()
+    filled = content[:scan] + b"\xff\xff" + content[scan:]  # any marker may be filled up so
+    for whole in (content + b"\0", content + b"\xff\xda1", with_thumbnail(content), filled):
+        written(whole)(tmp_path / "c" / "a.jpg")
+        assert abs(only(tmp_path) - GRAY / 255).max() <= 2 / 255
+        shutil.rmtree(tmp_path / "c")
+
+
+def test_a_picture_that_pillow_cannot_hold_is_not_said_to_be_of_no_known_kind(tmp_path):
+    written(tiff((RAMP / 65535).astype(">f8"), **FLOAT))(tmp_path / "c" / "a.tif")
+    with pytest.raises(DataError, match=r"its format or this kind of it; replace it"):
+        load("train", str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -715,6 +903,30 @@ def test_more_than_the_memory_holds_is_refused_before_it_is_read(tmp_path, monke
     monkeypatch.setattr(folders, "_memory", lambda: float(needed))
     assert len(load("train", str(tmp_path))) == 1
     monkeypatch.setattr(folders, "_memory", lambda: float(needed - 1))
-    with pytest.raises(ValueError, match=r"^size: 2 pictures like .*a smaller size"):
+    with pytest.raises(ValueError, match=r"^size: 2 images of 28 x 28 .*a smaller size"):
         load("train", str(tmp_path))
     assert load("train", str(tmp_path), size=14).shape == (3, 14, 14)
+
+
+def test_a_size_that_no_memory_holds_is_refused_before_a_picture_is_resized(tmp_path, monkeypatch):
+    fill(tmp_path / "c", 6)
+
+    def padded(*_):
+        raise AssertionError("a picture was resized")
+
+    monkeypatch.setattr(folders, "padded", padded)
+    gigabytes = round(6 * 1e12 * (1 + 4) / 1e9)
+    with pytest.raises(ValueError, match=rf"^size: 6 images of .* {gigabytes} GB"):
+        load("train", str(tmp_path), size=10**6)
+    with pytest.raises(ValueError, match=rf"^size: 6 images of .* {3 * gigabytes} GB"):
+        load("train", str(tmp_path), size=10**6, channels=3)
+
+
+def test_a_picture_is_not_to_blame_for_a_lack_of_memory(tmp_path, monkeypatch):
+    def padded(*_):
+        raise MemoryError
+
+    fill(tmp_path / "c", 3)
+    monkeypatch.setattr(folders, "padded", padded)
+    with pytest.raises(MemoryError):
+        load("train", str(tmp_path), size=8)

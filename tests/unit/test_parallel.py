@@ -146,9 +146,16 @@ def started(folder, tmp_path):
 
         def start(launcher):
             command = [*launcher, "--epochs", "100000", "--source", folder]
+            scratch = tmp_path / "scratch"
+            scratch.mkdir()
             running = subprocess.Popen(
                 [sys.executable, "-m", *map(str, command), "--out", str(tmp_path / "run")],
-                env={**os.environ, "VAE_BOOK_DEVICE": "cpu", "OMP_NUM_THREADS": "1"},
+                env={
+                    **os.environ,
+                    "VAE_BOOK_DEVICE": "cpu",
+                    "OMP_NUM_THREADS": "1",
+                    "TMPDIR": str(scratch),
+                },
                 stdout=said,
                 stderr=said,
             )
@@ -237,6 +244,7 @@ def test_several_processes_stop_with_one_line(started, tmp_path, number):
     assert running.wait(timeout=120) == 128 + number
     assert lines((tmp_path / "said").read_text()) == [f"vae_book: stopped{AGAIN}"]
     read_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    assert not [*(tmp_path / "scratch").glob("torchelastic*")]  # nor is a folder of logs left
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What the measurements share: seeds, averages over them, and the protocol of a number."""
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,7 +31,12 @@ def averaged(found: list[Measurement], protocol: Protocol) -> dict:
 
 
 def protocol(
-    network: str, train: Images, bound: Bound, lr: str = "1e-3", batch_size: int = 128
+    network: str,
+    train: Images,
+    bound: Bound,
+    lr: str = "1e-3",
+    batch_size: int = 128,
+    seeds: Sequence[int] = SEEDS,
 ) -> dict:
     """What a number was measured on and how."""
     tested = bound.protocol
@@ -40,6 +46,6 @@ def protocol(
         "tested_on": f"{tested.source} {tested.split}, {tested.n_images:,} images",
         "quantity": tested.quantity,
         "pixels": tested.pixels,
-        "seeds": list(SEEDS),
+        "seeds": list(seeds),
         "device": tested.device,
     }
