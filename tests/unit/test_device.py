@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.numbers import refused
-from vae_book.device import best_device, describe, seeded, standard_normal
+from vae_book.device import best_device, describe, processor, seeded, standard_normal
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -79,6 +80,12 @@ def test_describe_names_the_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"H100, {device}")
     assert describe(torch.device("cuda:1")) == "GPU (H100, cuda:1)"
     assert describe(torch.device("mps")) == "MPS"
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs /proc to compare with")
+def test_the_processor_is_named_as_the_system_names_it():
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "name" in line]
+    assert any(line.endswith(f": {processor()}") for line in names)
 
 
 def test_one_seed_is_the_seed_of_torch():
