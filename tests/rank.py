@@ -96,6 +96,15 @@ def share(folder):
     except ValueError as error:
         seen["error"] = str(error)
     seen["fails_first"] = parallel.fails_first()
+    torch.manual_seed(rank)
+    layer = torch.nn.Linear(2, 1)
+    parallel.share_weights(layer)
+    seen["weights"] = layer.weight.tolist()
+    layer.weight.grad = torch.tensor([[1.0 + rank, 10.0 * rank]])
+    layer.bias.grad = torch.tensor([3.0]) if rank == 0 else None
+    parallel.average_gradients(layer)
+    seen["gradients"] = [layer.weight.grad.tolist(), layer.bias.grad.tolist()]
+    seen["compiler"] = "torch._dynamo" in sys.modules
     return seen
 
 

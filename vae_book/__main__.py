@@ -65,13 +65,18 @@ def _launch(processes: int, argv: Sequence[str], again: str) -> None:
     """Run a command in several processes; what they cannot tell themselves is told here."""
     gone: list[str] = []
     try:
+        from torch.distributed import get_node_local_rank
+
         from vae_book import parallel
 
         code, gone = parallel.launch(processes, argv)
     except KeyboardInterrupt:
         code = 130
     except (ValueError, OSError) as error:
-        print(f"vae_book: error: {error}", file=sys.stderr)
+        if get_node_local_rank(fallback_rank=0) == 0:
+            print(f"vae_book: error: {error}", file=sys.stderr)
+        else:
+            time.sleep(PATIENCE)  # torchrun would end the one that tells
         sys.exit(2)
     if gone or code > 128:
         _say_who_is_gone(gone, again)

@@ -57,6 +57,8 @@ class Checkpoint:
     def model(self, device: torch.device | str | None = None) -> VAE:
         """The trained model, on ``device`` or on the best one."""
         model = self._untrained()
+        for name, weight in model.state_dict(keep_vars=True).items():
+            weight.data = weight.data.to(self.weights[name].dtype)
         model.load_state_dict(self.weights)
         return model.to(best_device() if device is None else device)
 
@@ -84,6 +86,7 @@ class Checkpoint:
                 f"settings again ({'; '.join(differing)})"
             )
         model.load_state_dict(self.weights)
+        torch.clear_autocast_cache()  # inside autocast, of the weights that these take the place of
         # The options of the optimizer follow from the settings, which are the same.
         options = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": self.optimizer["state"], "param_groups": options})
@@ -128,9 +131,13 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     """Read a checkpoint; its tensors are on the CPU.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError, IsADirectoryError: there is no such file.
         ValueError: the file is damaged or not a checkpoint, or see `Checkpoint`.
     """
+    if Path(path).is_dir():
+        raise IsADirectoryError(
+            f"{path} is a folder, no checkpoint; name a file, such as one in it"
+        )
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint at {path}")
     content = Path(path).read_bytes()

@@ -20,6 +20,9 @@ from torch import Tensor, nn
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
+MOST = 2**63 - 1  # what torch can count to
+FULL = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+
 _trusting = ContextVar("trusting", default=False)
 
 
@@ -70,7 +73,7 @@ def numeric(function: Callable[P, Result]) -> Callable[P, Result]:
         try:
             result = function(*bound.args, **bound.kwargs)
         except (RuntimeError, IndexError) as error:
-            if isinstance(error, torch.OutOfMemoryError | NotImplementedError):
+            if isinstance(error, NotImplementedError) or is_out_of_memory(error):
                 raise
             shapes = ", ".join(f"{name} of shape {tuple(given[name].shape)}" for name in found)
             raise ValueError(
@@ -159,6 +162,18 @@ def real_number(name: str, value: object) -> float:
         raise ValueError(f"{name}: expected a number, got {value!r:.60}") from None
 
 
+def of_kind(kind: type, **values: object) -> None:
+    """Raise ValueError unless each argument, given by its name, is an object of this class."""
+    for name, value in values.items():
+        if not isinstance(value, kind):
+            one = f"one of {type(value).__name__}"
+            found = f"the class {value.__name__}" if isinstance(value, type) else one
+            raise ValueError(
+                f"{name}: expected an object of {kind.__module__}.{kind.__name__}, got {found}; "
+                "make one first"
+            )
+
+
 def same_shape(**tensors: Tensor) -> None:
     """Raise ValueError unless the arguments, given by their names, have one shape."""
     shapes = [tuple(tensor.shape) for tensor in tensors.values()]
@@ -176,11 +191,11 @@ def last_axis(size: int, **tensors: Tensor) -> None:
             raise ValueError(f"{name}: expected shape (..., {size}), got {tuple(tensor.shape)}")
 
 
-def whole_number(name: str, value: object, least: int = 1) -> int:
-    """A count, such as of draws.
+def whole_number(name: str, value: object, least: int = 1, most: int | None = None) -> int:
+    """A count, such as of draws; with ``most=MOST`` one that torch can count to.
 
     Raises:
-        ValueError: it is not whole, or below ``least``; the message starts with ``name``.
+        ValueError: it is not whole, below ``least`` or above ``most``; by name.
     """
     try:
         count = int(value)  # type: ignore[call-overload]  # what has no int raises
@@ -190,6 +205,10 @@ def whole_number(name: str, value: object, least: int = 1) -> int:
         raise ValueError(
             f"{name}: expected a whole number of at least {least}, got {value!r}"
         ) from None
+    if most is not None and count > most:
+        raise ValueError(
+            f"{name}: expected a whole number below 2**{most.bit_length()}, got {value!r}"
+        )
     return count
 
 
@@ -204,6 +223,30 @@ def whole_numbers(name: str, values: object, least: int = 1) -> tuple[int, ...]:
     except TypeError:
         raise ValueError(f"{name}: expected several whole numbers, got {values!r:.60}") from None
     return tuple(whole_number(name, each, least) for each in given)
+
+
+@contextmanager
+def enough_memory(options: str) -> Iterator[None]:
+    """Say what is to be lowered if memory does not suffice for the block.
+
+    Raises:
+        OutOfMemoryError: torch's, in one line that starts with ``options``.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).split("DefaultCPUAllocator: ")[-1].partition("\n")[0]
+        raise torch.OutOfMemoryError(
+            f"{options}: expected what fits into the memory of this machine; lower it ({reason})"
+        ) from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory did not suffice, for which torch has a kind of error on a GPU alone."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or any(each in str(error) for each in FULL)
 
 
 def sums_to_one(**logarithms: Tensor) -> None:

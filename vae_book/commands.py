@@ -9,6 +9,7 @@ import json as json_format
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vae_book import parallel, reproduction
-from vae_book.checkpoints import read_checkpoint
-from vae_book.checks import trusted
+from vae_book.checkpoints import Checkpoint, read_checkpoint
+from vae_book.checks import enough_memory, trusted
 from vae_book.data import Split, load_images
 from vae_book.device import best_device, seeded
 from vae_book.doctor import diagnose
@@ -29,7 +30,8 @@ from vae_book.images import Images, binarize
 from vae_book.likelihoods import Bernoulli
 from vae_book.models import VAE
 from vae_book.mosaic import mosaic
-from vae_book.training import fit
+from vae_book.tally import fingerprint
+from vae_book.training import Settings, fit
 
 GAP = 2  # pixels between images
 PAIRS = 8  # held-out images shown above their reconstructions
@@ -53,24 +55,36 @@ def train(
     """Train a VAE and write what shows its progress into the folder ``out``.
 
     Raises:
-        ValueError: ``out`` holds a run already and ``resume`` is not asked for, or see `fit`.
+        ValueError: ``out`` holds a run already and ``resume`` is not asked for, there is a folder
+            where a file is to be written, or see `fit`.
         WriteError: ``out`` cannot be written to.
     """
     checkpoint = out / "checkpoint.pt"
+    _check_place(checkpoint, out / "history.json")
     if checkpoint.exists() and not resume:
         raise ValueError(
             f"{checkpoint} holds a run already; go on with it by adding --resume to the command, "
             "or start another one in another folder with --out"
         )
+    settings: dict[str, Any] = {
+        "batch_size": batch_size,
+        "lr": lr,
+        "seed": seed,
+        "resample": binary,
+        "precision": precision,
+    }
+    Settings(**settings)  # or it would refuse only once the data are there
+    done = len(read_checkpoint(checkpoint).history["kl"]) if checkpoint.exists() else 0
+    _check_place(*_pictures(out, done + 1))
     device = best_device()
     with parallel.main_first():
         data, held_out = (
             load_images(split, source, device, size=28, channels=1) for split in ("train", "test")
         )
     torch.manual_seed(seeded(seed).initial_seed())  # torch takes 64 bits
-    model = VAE(latent, hidden, likelihood=Bernoulli(relaxed=not binary)).to(device)
+    with enough_memory("--hidden or --latent"):
+        model = VAE(latent, hidden, likelihood=Bernoulli(relaxed=not binary)).to(device)
     held_out = _scorable(model, held_out, seed)
-    done = len(read_checkpoint(checkpoint).history["kl"]) if checkpoint.exists() else 0
 
     def show(history: History) -> None:
         _write_pictures(out, history.epochs, model, held_out, seed)
@@ -83,15 +97,11 @@ def train(
             model,
             data,
             epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            seed=seed,
-            resample=binary,
-            precision=precision,
             held_out=held_out,
             checkpoint=checkpoint,
             resume=resume,
             on_epoch=show,
+            **settings,
         )
     if parallel.is_main():
         more = "; for more, raise --epochs" if history.epochs == done else ""
@@ -100,12 +110,19 @@ def train(
 
 def sample(*, checkpoint: Path, n: int, seed: int, out: Path) -> None:
     """Write ``n`` images from the prior of a trained model as one picture."""
+    _check_place(out)
+    kind = Image.registered_extensions().get(out.suffix.lower())
+    if kind not in Image.SAVE:
+        raise ValueError(
+            f"--out: expected the name of a picture, got {out}; such as {out.stem}.png"
+        )
     model = read_checkpoint(checkpoint).model()
-    with trusted():  # numbers that overflow are the weights' fault, and are named so below
-        images = model.sample(n, seeded(seed))
-    _check_finite(checkpoint, images)
-    with replacing(out) as part:
-        save_grid(images, part, nrow=math.ceil(math.sqrt(n)))
+    with enough_memory("--n"):
+        with trusted():  # numbers that overflow are the weights' fault, and are named so below
+            images = model.sample(n, seeded(seed))
+        _check_finite(checkpoint, images)
+        with replacing(out) as part:
+            save_grid(images, part, nrow=math.ceil(math.sqrt(n)))
 
 
 def evaluate(
@@ -119,10 +136,12 @@ def evaluate(
     if not isinstance(source, str):
         raise ValueError(f"source: {checkpoint} does not say what to measure on; add --source")
     data = load_images(split, source, device, size=28, channels=1)
+    _check_split(trained, model, data)
     scored = _scorable(model, data, seed)
     model.likelihood.check_support(scored.images)
     model.prior(model.told(scored))  # looks at every label
-    with trusted():  # numbers that overflow are the weights' fault, and are named so below
+    # Numbers that overflow are the weights' fault, and are named so below.
+    with trusted(), enough_memory("--samples"):
         bound = average_elbo(model, scored, n_samples=samples, seed=seed)
     _check_finite(checkpoint, bound.value, bound.standard_error, bound.kl)
     if scored is not data:
@@ -211,6 +230,41 @@ def _check_finite(checkpoint: Path, *results: Tensor | float) -> None:
         )
 
 
+def _check_place(*files: Path) -> None:
+    """Raise ValueError if a folder is in the place of a file, or a file in that of their folder."""
+    for file in files:
+        if file.parent.is_file():
+            raise ValueError(f"--out: expected a folder, got {file.parent}; choose another place")
+        if file.is_dir():
+            raise ValueError(
+                f"--out: expected a file, got a folder: {file}; rename it, or choose another place"
+            )
+
+
+def _check_split(trained: Checkpoint, model: VAE, data: Images) -> None:
+    """Raise ValueError if pictures of the folder that a model was trained on are in another split.
+
+    One more or less moves others. Those of one split may be others than then while those of
+    training are the same.
+    """
+    run, folder = trained.settings, Path(data.source)
+    if not run.get("held_out") or not folder.is_dir():  # the other sources do not change
+        return
+    if folder.resolve() != Path(run["source"]).resolve():
+        return
+    if data.split == "test" and fingerprint(_scorable(model, data, run["seed"])) == run["held_out"]:
+        return
+    on_train = (
+        data if data.split == "train" else load_images("train", data.source, size=28, channels=1)
+    )
+    if fingerprint(on_train) != run["images"]:
+        raise ValueError(
+            f"source: the pictures of {folder} are split otherwise than when the model was "
+            f"trained, so that it may know those for {data.split}; put the folder back as it was, "
+            "train again, or measure on another one by --source"
+        )
+
+
 def _scorable(model: VAE, data: Images, seed: int) -> Images:
     """The images as the model's likelihood takes them: drawn once if it takes binary ones only."""
     if len(data) < 2:
@@ -231,19 +285,29 @@ def _write_pictures(out: Path, epoch: int, model: VAE, held_out: Images, seed: i
     originals = held_out.images[chosen.to(held_out.images.device)]
     reconstructions = model.decode(model.encode(originals).mu).mean
     pairs = torch.cat([originals, reconstructions])
-    with replacing(out / f"reconstruction_{epoch:04}.png") as part:
+    reconstruction, sample = _pictures(out, epoch)
+    with replacing(reconstruction) as part:
         save_grid(pairs, part, nrow=len(originals))
-    with replacing(out / f"sample_{epoch:04}.png") as part:
+    with replacing(sample) as part:
         save_grid(model.sample(SAMPLES, seeded(seed)), part)
+
+
+def _pictures(out: Path, epoch: int) -> tuple[Path, Path]:
+    return out / f"reconstruction_{epoch:04}.png", out / f"sample_{epoch:04}.png"
 
 
 def save_grid(images: Tensor, file: Path, nrow: int = 8) -> None:
     """Save images of shape (n, channels, height, width) as one PNG, ``nrow`` to a row.
 
     As torchvision's ``save_image`` does, which takes twice as long to import as torch.
+
+    Raises:
+        ValueError: there are no images.
     """
     n = len(images)
-    sheet = mosaic(images, min(nrow, n), line=GAP if n > 1 else 0).astype(np.float32)
+    if n == 0:
+        raise ValueError("images: expected at least one, got none")
+    sheet = mosaic(images.float(), min(nrow, n), line=GAP if n > 1 else 0).astype(np.float32)
     levels = (255 * sheet + 0.5).clip(0, 255).astype(np.uint8)
     Image.fromarray(levels.squeeze(-1) if levels.shape[-1] == 1 else levels).save(file)
 

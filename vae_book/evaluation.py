@@ -14,7 +14,7 @@ from tqdm import trange
 
 from vae_book.bayes import Posterior, enumerate_posterior
 from vae_book.bounds import elbo, importance_weighted_bound, log_weights
-from vae_book.checks import enough_draws, numeric, same_shape, whole_number
+from vae_book.checks import MOST, enough_draws, numeric, of_kind, same_shape, whole_number
 from vae_book.deprecated import moved
 from vae_book.device import describe, seeded, standard_normal
 from vae_book.distributions import DiagonalGaussian
@@ -65,7 +65,7 @@ def average_elbo(model: VAE, data: Images, *, n_samples: int = 1, seed: int = 0)
     Raises:
         ValueError: there are fewer than two images, or they do not fit the model.
     """
-    generator = seeded(seed)
+    generator, n_samples = seeded(seed), whole_number("n_samples", n_samples, most=MOST)
     terms = [
         elbo(model, x, y=y, n_samples=n_samples, generator=generator)
         for x, y in chunks(model, data)
@@ -220,6 +220,7 @@ def chunks(
     model: VAE, data: Images, n_samples: int = 1, rows: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Images, and what the model is told about them, a few hundred decoder outputs at a time."""
+    of_kind(Images, data=data)
     size, told = max(1, (rows or CHUNK) // n_samples), model.told(data)
     for start in range(0, max(1, len(data)), size):
         part = slice(start, start + size)

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and read whole or not at all."""
 
+import errno
 import io
 import os
 import secrets
@@ -22,6 +23,7 @@ class WriteError(OSError):
 
 PART = ".part-"  # how the names of files begin that are not whole yet
 HOUR = 3600  # seconds after which a writer on another machine counts as gone
+TOO_LITTLE_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def numbers_in(content: bytes) -> Any:
@@ -41,13 +43,14 @@ def numbers_in(content: bytes) -> Any:
 def replacing(path: Path | str) -> Iterator[Path]:
     """A new file to write to in the block, which then takes the place of ``path``.
 
-    After a crash or a full disk the old file is still there, and of several writers one wins.
-    Whatever the block leaves is on the disk before the names change.
+    If that is a link, of the file to which it points. After a crash or a full disk the old file is
+    still there, and of several writers one wins. Whatever the block leaves is on the disk before
+    the names change.
 
     Raises:
         WriteError: the disk is full, or the file cannot be written for another reason.
     """
-    path = Path(path)
+    path = _behind_links(path)
     with _part(path) as part:
         yield part
         with part.open("rb+") as written:
@@ -62,7 +65,7 @@ def check_writable(path: Path | str, size: int) -> None:
 
     Clears away what writers in the same folder left when they were killed.
     """
-    path = Path(path)
+    path = _behind_links(path)
     with _part(path) as part:
         if path.is_dir():
             raise IsADirectoryError("it is a folder")
@@ -87,21 +90,29 @@ def part_name() -> str:
     return f"{PART}{os.getpid()}-{_host()}-{secrets.token_hex(8)}-"
 
 
+def _behind_links(path: Path | str) -> Path:
+    return Path(os.path.realpath(path) if os.path.islink(path) else path)
+
+
 @contextmanager
 def _part(path: Path) -> Iterator[Path]:
     """A name for a file beside ``path`` that nobody else writes to; gone after the block."""
     part = path.with_name(f"{part_name()}{path.name}")
     try:
         try:
+            if path.parent.is_file():
+                raise NotADirectoryError(f"{path.parent} is a file and no folder")
             path.parent.mkdir(parents=True, exist_ok=True)
             yield part
         finally:
             with suppress(OSError):
                 part.unlink()
     except OSError as error:
+        full = error.errno in TOO_LITTLE_ROOM
+        advice = f"{_room(path.parent)}; make room there or" if full else ";"
         raise WriteError(
-            f"{path} could not be written: {error.strerror or error}{_room(path.parent)}; make "
-            "room there or choose another place (what was there before is unharmed)"
+            f"{path} could not be written: {error.strerror or error}{advice} choose another place "
+            "(what was there before is unharmed)"
         ) from error
 
 

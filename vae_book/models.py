@@ -13,7 +13,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vae_book.checks import is_trusted, last_axis, numeric, whole_number, whole_numbers
+from vae_book.checks import (
+    MOST,
+    is_trusted,
+    last_axis,
+    numeric,
+    of_kind,
+    real_tensor,
+    whole_number,
+    whole_numbers,
+)
 from vae_book.distributions import DiagonalGaussian, Distribution
 from vae_book.images import Images
 from vae_book.likelihoods import Bernoulli, ImageDistribution, Likelihood
@@ -65,12 +74,15 @@ class VAE(nn.Module):
         likelihood: Likelihood | None = None,
     ) -> None:
         super().__init__()
-        latent, hidden = whole_number("latent", latent), whole_number("hidden", hidden)
+        latent = whole_number("latent", latent, most=MOST)
+        hidden = whole_number("hidden", hidden, most=MOST)
         image_shape = whole_numbers("image_shape", image_shape)
         if len(image_shape) != 3:
             raise ValueError(f"image_shape: expected (channels, height, width), got {image_shape}")
         self.latent, self.hidden, self.image_shape = latent, hidden, image_shape
-        self.likelihood: Likelihood = likelihood or Bernoulli(relaxed=True)
+        likelihood = Bernoulli(relaxed=True) if likelihood is None else likelihood
+        of_kind(Likelihood, likelihood=likelihood)
+        self.likelihood: Likelihood = likelihood
         pixels = math.prod(self.image_shape)
         channels, height, width = self.image_shape
         per_pixel = self.likelihood.params_per_pixel
@@ -171,7 +183,7 @@ class VAE(nn.Module):
             ValueError: y does not fit.
         """
         n = whole_number("n", n, least=0)
-        y = None if y is None else torch.as_tensor(y, device=self.weight.device)
+        y = None if y is None else _tensor(y).to(self.weight.device)
         p_z = self.prior(y)
         if p_z.batch not in ((), (n,)):
             raise ValueError(f"y: expected {n} of them, got {p_z.batch}")
@@ -194,6 +206,10 @@ class VAE(nn.Module):
     def check_latent(self, z: Tensor) -> None:
         """Raise ValueError unless the last axis of z is the latent size."""
         last_axis(self.latent, z=z)
+
+
+def _tensor(y: object) -> Tensor:
+    return y if isinstance(y, Tensor) else real_tensor("y", y)
 
 
 class ImageLayers(nn.Sequential):
@@ -378,7 +394,8 @@ class LabelLinear(nn.Linear):
         width, shape = (latent + 1) ** -0.5, (hidden, classes, latent + 1)
         of_all = torch.empty(hidden, 1, latent + 1).uniform_(-width, width)
         of_each = torch.empty(shape).uniform_(-width, width)
-        start = ALIKE**0.5 * of_all + (1 - ALIKE) ** 0.5 * of_each
+        # In place: without memory, as before a checkpoint is read, torch imports its compiler else.
+        start = of_each.mul_((1 - ALIKE) ** 0.5).add_(of_all.mul_(ALIKE**0.5))
         self.weight.data.copy_(start.flatten(1))
 
     def forward(self, z_and_row: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch hidden"]:
@@ -440,8 +457,8 @@ class CVAE(ConditionalVAE):
         learned_prior: bool = True,
         own_weights: bool = True,
     ) -> None:
-        classes = whole_number("classes", classes)
-        latent = whole_number("latent", latent)
+        classes = whole_number("classes", classes, most=MOST)
+        latent = whole_number("latent", latent, most=MOST)
         table = LabelTable(classes, 2 * latent) if learned_prior else None
         super().__init__(classes, latent, hidden, image_shape, likelihood, table)
         self.classes = classes
@@ -489,7 +506,7 @@ class CVAE(ConditionalVAE):
             ValueError: y does not fit.
         """
         n = whole_number("n", n, least=0)
-        labels = torch.arange(n) % self.classes if y is None else torch.as_tensor(y)
+        labels = torch.arange(n) % self.classes if y is None else _tensor(y)
         labels = labels.expand(n) if labels.ndim == 0 else labels
         return super().sample(n, generator, y=labels, pixels=pixels)
 
@@ -516,7 +533,8 @@ class CompletionVAE(ConditionalVAE):
         *,
         seen_shape: Sequence[int] = (1, 14, 14),
     ) -> None:
-        latent, hidden = whole_number("latent", latent), whole_number("hidden", hidden)
+        latent = whole_number("latent", latent, most=MOST)
+        hidden = whole_number("hidden", hidden, most=MOST)
         seen_shape = whole_numbers("seen_shape", seen_shape)
         if len(seen_shape) != 3:
             raise ValueError(f"seen_shape: expected (channels, height, width), got {seen_shape}")

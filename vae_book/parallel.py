@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 _store: dist.Store | None = None  # what the processes write down for each other
 
@@ -177,6 +178,30 @@ def summed(totals: torch.Tensor) -> torch.Tensor:
     if dist.is_initialized():
         dist.all_reduce(totals)
     return totals
+
+
+def share_weights(model: nn.Module) -> None:
+    """Give each process the weights and buffers that the main process has."""
+    if dist.is_initialized():
+        for each in (*model.parameters(), *model.buffers()):
+            dist.broadcast(each.data, src=0)
+
+
+def average_gradients(model: nn.Module) -> None:
+    """Make each gradient the mean over the processes, as if one had seen the whole batch.
+
+    A weight without a gradient here counts with zeros. Torch's ``DistributedDataParallel`` does it
+    beside the backward pass, and imports all of ``torch.compile``: a second at the start.
+    """
+    if world_size() == 1:
+        return
+    weights = [each for each in model.parameters() if each.requires_grad]
+    parts = [torch.zeros_like(each) if each.grad is None else each.grad for each in weights]
+    mean = torch.cat([each.flatten() for each in parts]) / world_size()
+    dist.all_reduce(mean)
+    shares = mean.split([each.numel() for each in parts])
+    for weight, part, share in zip(weights, parts, shares, strict=True):
+        weight.grad = part.copy_(share.view_as(part))  # in place: fused Adam wants its strides
 
 
 def check_agreed(**facts: object) -> None:

@@ -1,6 +1,7 @@
 """One training loop for a CPU, a GPU and several processes (chapter 8)."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -9,19 +10,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vae_book import parallel
 from vae_book.adam import Adam
 from vae_book.bounds import elbo_terms
 from vae_book.capture import captured_step
 from vae_book.checkpoints import read_checkpoint, rehearse_checkpoint, write_checkpoint
-from vae_book.checks import real_number, trusted, whole_number
+from vae_book.checks import MOST, is_out_of_memory, of_kind, real_number, trusted, whole_number
 from vae_book.device import describe, seeded, sent, standard_normal
-from vae_book.evaluation import average_elbo
+from vae_book.evaluation import average_elbo, chunks
 from vae_book.history import History
 from vae_book.images import Images, binarize
 from vae_book.likelihoods import Bernoulli
@@ -30,6 +31,7 @@ from vae_book.objectives import Objective
 from vae_book.tally import digest, fingerprint
 
 PRECISIONS = ("float32", "bfloat16")
+FAR = 10.0  # noise beyond all that is drawn
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Settings:
             the bound stay in single precision. Faster where the processor has such products.
 
     Raises:
-        ValueError: a number is out of range, or there is no such precision.
+        ValueError: a number is out of range, a setting of another kind, or there is no such
+            precision.
     """
 
     batch_size: int = 128
@@ -68,6 +71,9 @@ class Settings:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision: expected 'float32' or 'bfloat16', got {self.precision!r}")
+        of_kind(Objective, objective=self.objective)
+        if not isinstance(self.resample, bool | np.bool_):
+            raise ValueError(f"resample: expected True or False, got {self.resample!r:.60}")
         later = _pairs(self.later_lr)
         sizes = [("later_lr", lr) for _, lr in later]
         for name, size in [("lr", self.lr), ("eps", self.eps), *sizes]:
@@ -75,12 +81,13 @@ class Settings:
                 raise ValueError(f"{name}: expected a positive number, got {size}")
         # Numbers of numpy's would spoil a checkpoint.
         plain: dict[str, Any] = {
-            "batch_size": whole_number("batch_size", self.batch_size),
+            "batch_size": whole_number("batch_size", self.batch_size, most=MOST),
             "lr": float(self.lr),
             "later_lr": later,
             "eps": float(self.eps),
             "seed": whole_number("seed", self.seed, least=0),
-            "n_samples": whole_number("n_samples", self.n_samples),
+            "n_samples": whole_number("n_samples", self.n_samples, most=MOST),
+            "resample": bool(self.resample),
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
@@ -98,7 +105,15 @@ def _pairs(later_lr: Iterable[tuple[int, float]]) -> tuple[tuple[int, float], ..
         raise ValueError(
             f"later_lr: expected pairs of an epoch and a step size, got {later_lr!r:.60}"
         ) from None
-    return tuple((whole_number("later_lr", at), real_number("later_lr", lr)) for at, lr in pairs)
+    epochs = [whole_number("later_lr", at) for at, _ in pairs]
+    for at in epochs:
+        if epochs.count(at) > 1:
+            raise ValueError(
+                f"later_lr: expected one step size for an epoch, got two for epoch {at}"
+            )
+    return tuple(
+        (at, real_number("later_lr", lr)) for at, (_, lr) in zip(epochs, pairs, strict=True)
+    )
 
 
 class Batch(NamedTuple):
@@ -152,15 +167,17 @@ def fit(
         settings: ``lr=1e-3``, ``batch_size=128`` and the others of `Settings`; None is the default.
 
     Raises:
-        ValueError: a number is out of range, the data are on another device than the model or do
-            not fit it, a checkpoint to resume was made with other settings, processes were given
-            different things, the loss has become infinite or not a number, or no weight can learn.
-        OutOfMemoryError: torch's, of a GPU that is full; the message says what to lower.
+        ValueError: an argument is of another kind or out of range, the data are on another device
+            than the model or do not fit it, a checkpoint to resume was made with other settings,
+            processes were given different things, the loss has become infinite or not a number, or
+            no weight can learn.
+        OutOfMemoryError: torch's, of memory that is full; the message says what to lower.
         WriteError: the checkpoint cannot be written, found out before the first epoch where that is
             possible.
     """
     chosen = Settings(**{name: each for name, each in settings.items() if each is not None})
     epochs = whole_number("epochs", epochs)
+    check_kinds(model, data, held_out, checkpoint, on_epoch)
     if checkpoint:
         checkpoint = Path(checkpoint).absolute()  # on_epoch may change the folder
     check_fit(model, data, chosen, held_out)
@@ -183,26 +200,27 @@ def fit(
     parallel.check_agreed(**{**shared, "source": "", "epochs": epochs, "checkpoint": found})
     if checkpoint and history.epochs < epochs and parallel.is_main():
         rehearse_checkpoint(checkpoint, model)
-    replica = DistributedDataParallel(model) if parallel.world_size() > 1 else model
+    parallel.share_weights(model)
     captured = captured_step(model, optimizer) if capture else None
     for epoch in range(history.epochs, epochs):
-        with advice(chosen, epoch):
+        with advice(model, [data, held_out or data], chosen, epoch):
             start, parts = time.perf_counter(), batches(model, data, chosen, epoch)
             for group in optimizer.param_groups:
                 group["lr"] = chosen.lr_of(epoch)
-            step = partial(train_epoch, replica, optimizer=optimizer, settings=chosen, epoch=epoch)
+            step = partial(train_epoch, model, optimizer=optimizer, settings=chosen, epoch=epoch)
             numbers = chosen.objective.numbers(epoch)
             totals = captured.epoch(step, parts, numbers) if captured else step(parts)
             *sums, finite = parallel.summed(totals).tolist()
             history.seconds.append(time.perf_counter() - start)
-            check_steps(finite, math.ceil(len(data) / chosen.batch_size) * parallel.world_size())
+            steps = math.ceil(len(data) / chosen.batch_size) * parallel.world_size()
+            check_steps(finite, steps, chosen, epoch)
             history.reconstruction.append(sums[0] / len(data))
             history.kl.append(sums[1] / len(data))
             history.loss.append(sums[2] / len(data))
             if held_out is not None:
                 bound = average_elbo(model, held_out, seed=chosen.seed)
                 history.held_out.append(bound.negative_elbo)
-            check_finite(model, optimizer, history)
+            check_finite(model, optimizer, history, chosen)
         if parallel.is_main():
             # The checkpoint comes last: with it the epoch is over, and a run that stops before
             # does the whole of it again.
@@ -213,42 +231,80 @@ def fit(
     return history
 
 
-@contextmanager
-def advice(settings: Settings, epoch: int) -> Iterator[None]:
-    """Say what to do about a GPU that is full, and numbers that become infinite or NaN in an epoch.
+class NotFiniteError(ValueError):
+    """What training computes is infinite or NaN; the message says what to do."""
 
-    `check_fit` has looked at the data, so a ValueError is about what training made of the model.
+
+@contextmanager
+def advice(model: VAE, seen: list[Images], settings: Settings, epoch: int) -> Iterator[None]:
+    """Say what to do about full memory, and numbers that become infinite or NaN in an epoch.
+
+    `check_fit` has looked at the images that are seen. A ValueError is about what training made of
+    the model, unless that still makes numbers of them: then it is of one's own model or objective.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        reason, *_ = str(error).split("\n")
         raise torch.OutOfMemoryError(
             f"batch_size: {settings.batch_size} images with {settings.n_samples} draws each do not "
             f"fit into the memory of the device in epoch {epoch + 1}; lower batch_size or "
             "n_samples, take a smaller model, or end what else uses the device; a checkpoint stays "
-            f"as it was before ({error})"
+            f"as it was before ({reason})"
         ) from error
     except ValueError as error:
-        raise ValueError(
-            f"lr: the loss of epoch {epoch + 1} is infinite or NaN, or will be ({error}); start "
-            f"again with smaller steps than {settings.lr_of(epoch):g}; a checkpoint stays as it "
-            "was before"
-        ) from error
+        if isinstance(error, NotFiniteError) or makes_numbers(model, seen):
+            raise
+        raise too_large_steps(settings, epoch, str(error)) from error
 
 
-def check_steps(finite: float, steps: int) -> None:
-    """Raise ValueError unless the loss of every step of an epoch is finite."""
+@torch.no_grad()
+def makes_numbers(model: VAE, seen: list[Images]) -> bool:
+    """Whether all that a model makes of images is finite."""
+    with trusted():
+        for x, y in (each for images in seen for each in chunks(model, images)):
+            q_z, z, p_x, _ = model(x, torch.full((len(x), model.latent), FAR, device=x.device), y)
+            if not all(bool(each.isfinite().all()) for each in (*q_z, z, p_x.params)):
+                return False
+    return True
+
+
+def too_large_steps(settings: Settings, epoch: int, reason: str) -> NotFiniteError:
+    """What to raise where smaller steps would help."""
+    return NotFiniteError(
+        f"lr: the loss of epoch {epoch + 1} is infinite or NaN, or will be ({reason}); start again "
+        f"with smaller steps than {settings.lr_of(epoch):g}; a checkpoint stays as it was before"
+    )
+
+
+def check_steps(finite: float, steps: int, settings: Settings, epoch: int) -> None:
+    """Raise NotFiniteError unless the loss of every step of an epoch is finite."""
     if finite < steps:
         # Once it is not, the weights are not, and neither is the loss of a later step.
-        raise ValueError(f"from step {int(finite / parallel.world_size()) + 1} on")
+        step = int(finite / parallel.world_size()) + 1
+        if epoch == 0 and step == 1:
+            raise NotFiniteError(
+                "model, data or objective: expected a finite loss in the first step, got infinity "
+                "or NaN before any weight has moved; look for weights that are not finite, images "
+                "that are too large, or an objective that has no value"
+            )
+        raise too_large_steps(settings, epoch, f"from step {step} on")
 
 
-def check_finite(model: VAE, optimizer: torch.optim.Optimizer, history: History) -> None:
-    """Raise ValueError unless the state after an epoch and what was measured are finite."""
-    History.checked(**vars(history))
+def check_finite(
+    model: VAE, optimizer: torch.optim.Optimizer, history: History, settings: Settings
+) -> None:
+    """Raise NotFiniteError unless the state after an epoch and what was measured are finite."""
+    try:
+        History.checked(**vars(history))
+    except ValueError as error:
+        raise too_large_steps(settings, history.epochs - 1, str(error)) from error
     moments = (each for state in optimizer.state.values() for each in state.values())
     if not all(bool(each.isfinite().all()) for each in (*model.parameters(), *moments)):
-        raise ValueError("the last step led to weights, or gradients, too large for a number")
+        reason = "the last step led to weights, or gradients, too large for a number"
+        raise too_large_steps(settings, history.epochs - 1, reason)
 
 
 def train_epoch(
@@ -271,6 +327,7 @@ def train_epoch(
             loss = settings.objective.loss(x, made, terms, epoch).sum()
             optimizer.zero_grad()
             (loss * weight).backward()
+            parallel.average_gradients(model)
             optimizer.step()
             torch.clear_autocast_cache()  # inside autocast, of weights as they were before the step
             with torch.no_grad():
@@ -291,8 +348,8 @@ def batches(model: VAE, data: Images, settings: Settings, epoch: int) -> Iterato
     order = sent(torch.randperm(len(data), generator=generator, device="cpu"), device)
     eps = standard_normal((settings.n_samples, len(data), model.latent), generator, device)
     told, size = model.told(data), settings.batch_size
-    # Each process takes every world_size-th image of a batch. DistributedDataParallel averages the
-    # gradients over processes, so each image's loss is weighted by their number.
+    # Each process takes every world_size-th image of a batch. The gradients are averaged over
+    # processes, so each image's loss is weighted by their number.
     world = parallel.world_size()
     share = slice(parallel.rank(), None, world)
     for rows, noise in zip(order.split(size), eps.split(size, dim=1), strict=True):
@@ -341,6 +398,20 @@ def stream(
         yield Batch(x, y, eps, 1 / len(data))
 
 
+def check_kinds(
+    model: object, data: object, held_out: object, checkpoint: object, on_epoch: object
+) -> None:
+    """Raise ValueError unless the arguments of `fit` are what they are meant to be."""
+    of_kind(VAE, model=model)
+    of_kind(Images, data=data)
+    if held_out is not None:
+        of_kind(Images, held_out=held_out)
+    if not isinstance(checkpoint, str | os.PathLike | None):
+        raise ValueError(f"checkpoint: expected the path of a file, got {checkpoint!r:.60}")
+    if on_epoch is not None and not callable(on_epoch):
+        raise ValueError(f"on_epoch: expected a function of the history, got {on_epoch!r:.60}")
+
+
 def check_fit(model: VAE, data: Images, settings: Settings, held_out: Images | None) -> None:
     """Raise ValueError unless model and data fit each other; looks at all images once."""
     if len(data) == 0:
@@ -362,6 +433,11 @@ def check_fit(model: VAE, data: Images, settings: Settings, held_out: Images | N
                 f"{name}: expected {len(images)} labels on {where.device}, got {len(told)} on "
                 f"{told.device}"
             )
+        if images.images.requires_grad or (told is not None and told.requires_grad):
+            raise ValueError(
+                f"{name}: expected images that take no gradient, got some that require grad; pass "
+                "them, and what is told about them, detached: images.detach()"
+            )
         support = Bernoulli(relaxed=True) if settings.resample and images is data else None
         try:
             (support or model.likelihood).check_support(images.images)
@@ -371,6 +447,8 @@ def check_fit(model: VAE, data: Images, settings: Settings, held_out: Images | N
             if images is held_out:
                 average_elbo(model, held_out[:2])
         except ValueError as error:
+            if isinstance(error.__cause__, RuntimeError):  # torch's, which need not be the data's
+                check_short(where, settings)
             raise ValueError(f"{name}: {error}") from error
         learned = p_z.log_prob(torch.zeros(model.latent, device=where.device)).requires_grad
         if learned and settings.objective.penalty == "naive":
@@ -383,16 +461,41 @@ def check_fit(model: VAE, data: Images, settings: Settings, held_out: Images | N
 def check_trainable(model: VAE, settings: Settings) -> None:
     """Raise ValueError unless Adam can train the model's weights."""
     weights = list(model.parameters())
-    for dtype in {each.dtype for each in weights}:
-        if settings.eps < torch.finfo(dtype).smallest_normal:
-            raise ValueError(
-                f"eps: expected a number that weights of {dtype} can hold, got {settings.eps:g}, "
-                "with which Adam would divide by 0; take 1e-4, or model.float(), with "
-                "precision='bfloat16' for short products"
-            )
+    types = sorted({each.dtype for each in weights}, key=str)
+    if len(types) != 1:
+        raise ValueError(
+            f"model: expected weights of one type, got {' and '.join(map(str, types))}; make them "
+            "one, for example with model.float()"
+        )
+    if settings.precision == "bfloat16":
+        check_short(weights[0], settings)
+    if settings.eps < torch.finfo(types[0]).smallest_normal:
+        raise ValueError(
+            f"eps: expected a number that weights of {types[0]} can hold, got {settings.eps:g}, "
+            "with which Adam would divide by 0; take 1e-4, or model.float(), with "
+            "precision='bfloat16' for short products"
+        )
     learning = any(each.requires_grad and not each.is_inference() for each in weights)
     if not learning or torch.is_inference_mode_enabled():
         raise ValueError(
             "model: expected weights that take a gradient, got none; make and train it outside of "
             "torch.inference_mode, with requires_grad where it is to learn"
+        )
+
+
+def check_short(weight: Tensor, settings: Settings) -> None:
+    """Raise ValueError if products are short and weights of a type that does not go with them.
+
+    Torch leaves out double precision without a word, and cannot put two half precisions together.
+    """
+    kind = weight.device.type
+    if not torch.amp.is_autocast_available(kind):
+        return
+    with autocast(weight.device, settings.precision):
+        short = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    if weight.dtype not in (torch.float32, short):
+        name = "torch.autocast" if settings.precision == "float32" else "precision"
+        raise ValueError(
+            f"{name}: expected weights of torch.float32 or {short} for products in {short}, got "
+            f"{weight.dtype}; take model.float(), or full products"
         )

@@ -155,6 +155,26 @@ def test_arguments_of_numpy_do_not_spoil_the_checkpoint(tmp_path):
     assert read_checkpoint(tmp_path / "a.pt").model("cpu").classes == 4
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", [VAE, ConvVAE])
+def test_the_weights_come_back_in_their_own_type(tmp_path, dtype, kind):
+    model = kind(2, 3, (1, 4, 4), likelihood=Gaussian(0.3, "shared")).to(dtype)
+    write_checkpoint(tmp_path / "a.pt", model, torch.optim.Adam(model.parameters()), {}, {})
+    found = read_checkpoint(tmp_path / "a.pt").model("cpu")
+    for name, weight in model.state_dict().items():
+        again = found.state_dict()[name]
+        assert again.dtype == dtype
+        assert torch.equal(weight, again)
+        assert weight.stride() == again.stride()
+    x, eps = torch.rand(7, 1, 4, 4), torch.randn(7, 2)
+    assert torch.equal(model(x, eps).p_x.log_prob(x), found(x, eps).p_x.log_prob(x))
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_called_one(tmp_path):
+    with pytest.raises(IsADirectoryError, match=f"^{tmp_path} is a folder, no checkpoint; "):
+        read_checkpoint(tmp_path)
+
+
 def test_the_model_goes_where_it_is_asked_to(written):
     path, *_ = written
     assert next(read_checkpoint(path).model("meta").parameters()).device.type == "meta"

@@ -10,12 +10,15 @@ from torch import Tensor
 
 from tests.numbers import refused
 from vae_book.checks import (
+    MOST,
     as_floats,
     cholesky,
     enough_draws,
+    enough_memory,
     is_trusted,
     last_axis,
     numeric,
+    of_kind,
     real_number,
     same_shape,
     sums_to_one,
@@ -125,6 +128,43 @@ def test_values_are_trusted_inside_the_block_alone():
     with trusted():
         assert is_trusted()
     assert not is_trusted()
+
+
+def test_what_torch_cannot_count_to_is_refused_by_name():
+    assert whole_number("n", 2**63 - 1, most=MOST) == 2**63 - 1
+    torch.empty(1).split(MOST)  # the largest that it takes
+    for wrong in (2**63, 10**30):
+        with refused(f"n: expected a whole number below 2**63, got {wrong}"):
+            whole_number("n", wrong, most=MOST)
+    assert whole_number("seed", 10**30, least=0) == 10**30
+
+
+def test_an_object_of_another_class_is_refused_by_name():
+    of_kind(Tensor, x=torch.ones(2), y=torch.nn.Parameter(torch.ones(2)))
+    for value, found in [
+        (None, "one of NoneType"),
+        ([1.0], "one of list"),
+        (Tensor, "the class Tensor"),
+    ]:
+        with refused(f"x: expected an object of torch.Tensor, got {found}; make one first"):
+            of_kind(Tensor, y=torch.ones(2), x=value)
+
+
+def test_too_little_memory_is_not_blamed_on_the_shapes():
+    @numeric
+    def repeated(x: Float[Tensor, "n"], n: int) -> Float[Tensor, "n"]:
+        return torch.empty(n, dtype=torch.float64) + x
+
+    for n in (10**15, 2**62):
+        with pytest.raises(RuntimeError, match=r"memory|overflow"):
+            repeated(torch.ones(2), n)
+        said = (
+            r"^--samples: expected what fits into the memory of this machine; lower it \([^\n]*\)$"
+        )
+        with pytest.raises(torch.OutOfMemoryError, match=said), enough_memory("--samples"):
+            repeated(torch.ones(2), n)
+    with pytest.raises(RuntimeError, match=r"^another$"), enough_memory("--samples"):
+        raise RuntimeError("another")
 
 
 def test_a_count_is_a_whole_number_that_is_large_enough():

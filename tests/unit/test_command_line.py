@@ -1,7 +1,9 @@
 """``python -m vae_book``: what it writes, prints and refuses."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -337,6 +339,75 @@ def test_evaluate_prints_the_bound_its_terms_and_the_protocol(trained, folder, c
         assert any(row.endswith(f" {line}") for row in text.splitlines())
 
 
+@pytest.fixture
+def growing(tmp_path):
+    """A folder of thirty pictures, and a function that adds one to it."""
+    folder, levels = tmp_path / "growing", iter(range(200))
+    (folder / "only").mkdir(parents=True)
+
+    def add(name):
+        Image.new("L", (28, 28), color=next(levels)).save(folder / "only" / f"{name}.png")
+
+    for i in range(30):
+        add(f"m{i:02}")
+    return folder, add
+
+
+@pytest.mark.parametrize("options", [[], ["--binary"]])
+@pytest.mark.parametrize("named", [True, False])
+def test_images_trained_on_are_not_measured_as_test_images(
+    growing, tmp_path, capsys, options, named
+):
+    folder, add = growing
+    out = tmp_path / "run"
+    main(["train", "--source", str(folder), "--epochs", "1", *SMALL, "--out", str(out), *options])
+    before = [load_images(split, folder, "cpu").images for split in ("train", "test")]
+    checkpoint = out / "checkpoint.pt"
+    # Also by another path and another seed for binary pixels.
+    again = ["--source", str(folder / "only" / ".."), "--seed", "3"] if named else []
+    measured = [evaluated(capsys, checkpoint, *again, "--split", s) for s in ("train", "test")]
+    add("a")
+    now = load_images("test", folder, "cpu").images
+    moved = [one for one in now for other in before[0] if torch.equal(one, other)]
+    assert moved, "the split has not moved"
+    for split in ("train", "test"):
+        line = refused(capsys, ["evaluate", "--checkpoint", checkpoint, "--split", split, *again])
+        assert re.search(
+            r"error: source: the pictures of .*growing.* are split otherwise .*; put .* back", line
+        ), line
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    assert "ELBO" in evaluated(capsys, checkpoint, "--source", str(copy))  # another source
+    (folder / "only" / "a.png").unlink()
+    assert measured == [
+        evaluated(capsys, checkpoint, *again, "--split", s) for s in ("train", "test")
+    ]
+
+
+def test_more_test_images_may_be_measured_while_those_for_training_stay(growing, tmp_path, capsys):
+    folder, _ = growing
+    laid_out = tmp_path / "laid_out"
+    for split, names in {"train": range(20), "test": range(20, 29)}.items():
+        (laid_out / split / "only").mkdir(parents=True)
+        for i in names:
+            shutil.copy(folder / "only" / f"m{i:02}.png", laid_out / split / "only")
+    out = tmp_path / "run"
+    main(["train", "--source", str(laid_out), "--epochs", "1", *SMALL, "--out", str(out)])
+    shutil.copy(folder / "only" / "m29.png", laid_out / "test" / "only")
+    printed = json.loads(evaluated(capsys, out / "checkpoint.pt", "--json"))
+    assert printed["protocol"]["n_images"] == 10
+
+
+def test_evaluate_takes_a_checkpoint_of_fit_that_held_nothing_out(growing, tmp_path, capsys):
+    folder, add = growing
+    data, path = load_images("train", folder, "cpu"), tmp_path / "run.pt"
+    training.fit(VAE(2, 8), data[:20], epochs=1, checkpoint=path)
+    assert json.loads(evaluated(capsys, path, "--json"))["protocol"]["n_images"] == 3
+    assert json.loads(evaluated(capsys, path, "--source", "bundled", "--json"))
+    add("a")
+    assert evaluated(capsys, path)
+
+
 def test_evaluate_takes_another_source(trained, folder, tmp_path, capsys):
     other = tmp_path / "other"
     (other / "only").mkdir(parents=True)
@@ -375,8 +446,8 @@ def test_the_noise_of_binary_pixels_is_not_that_of_z(train, capsys, monkeypatch)
 
     monkeypatch.setattr(commands, "binarize", spy)
     evaluated(capsys, checkpoint, "--seed", "5")
-    assert len(streams) == 1
-    assert streams[0] != seeded(5).initial_seed()
+    assert streams
+    assert seeded(5).initial_seed() not in streams
 
 
 def changed(trained, path, **parts):
@@ -425,7 +496,38 @@ def test_a_model_that_does_not_say_what_it_was_trained_on_asks_for_a_source(
         (["train", "--source", "FOLDER", "--out", "FILE/run"], "error: .*[Nn]ot a directory"),
         (["sample", "--checkpoint", "none.pt"], "error: there is no checkpoint at none.pt"),
         (["sample", "--checkpoint", "FILE"], "error: path: .*file is damaged or not a checkpoint"),
-        (["sample", "--checkpoint", "TRAINED", "--out", "a.unknown"], "error: .*extension"),
+        (["sample", "--checkpoint", "TRAINED", "--out", "a.foo"], "error: --out: .*got a.foo;"),
+        (["sample", "--checkpoint", "TRAINED", "--out", "a"], "error: --out: .*got a; such as"),
+        (
+            ["sample", "--checkpoint", "TRAINED", "--out", "TAKEN"],
+            "error: --out: .*a folder: .*taken;",
+        ),
+        (["sample", "--checkpoint", "TRAINED", "--n", f"{10**12}"], "error: --n: .*memory.*lower"),
+        (
+            ["evaluate", "--checkpoint", "TRAINED", "--samples", f"{10**11}"],
+            "error: --samples: .*memory",
+        ),
+        (
+            ["evaluate", "--checkpoint", "TRAINED", "--samples", f"{10**20}"],
+            "error: n_samples: .*2.*63",
+        ),
+        (
+            ["train", "--source", "FOLDER", "--hidden", f"{10**11 - 1}"],
+            "error: --hidden or --latent: .*memory",
+        ),
+        (
+            ["train", "--source", "FOLDER", "--hidden", f"{10**18}"],
+            "error: --hidden or --latent: .*memory",
+        ),
+        (["train", "--source", "FOLDER", "--latent", f"{10**20 - 1}"], r"error: latent: .*2\*\*63"),
+        (
+            ["train", "--source", "FOLDER", "--batch-size", f"{10**20}"],
+            r"error: batch_size: .*2\*\*63",
+        ),
+        (
+            ["train", "--source", "FOLDER", "--out", "FILE"],
+            "error: --out: expected a folder, got f",
+        ),
         (["evaluate", "--checkpoint", "none.pt"], "error: there is no checkpoint at none.pt"),
         (["evaluate", "--checkpoint", "TRAINED", "--source", "nowhere"], "error: source: "),
     ],
@@ -435,9 +537,71 @@ def test_an_error_of_use_is_one_line(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("not a folder and no checkpoint")
+    (tmp_path / "taken").mkdir()
     known = {"FOLDER": folder, "TRAINED": trained, "FILE": "file", "FILE/run": "file/run"}
+    known["TAKEN"] = tmp_path / "taken"
     line = refused(capsys, [known.get(argument, argument) for argument in arguments])
     assert re.search(message, line), line
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "file", tmp_path / "taken"]
+
+
+@pytest.mark.parametrize(
+    "options", [["--lr", "nan"], ["--lr", "inf"], ["--lr", "1e-400"], ["--seed", "-1"]]
+)
+def test_numbers_are_refused_before_data_are_loaded(capsys, monkeypatch, tmp_path, options):
+    monkeypatch.setattr(commands, "load_images", lambda *_, **__: pytest.fail("data are loaded"))
+    line = refused(capsys, ["train", *options, "--out", tmp_path / "run"])
+    assert line.startswith(f"vae_book: error: {options[0][2:]}: expected a ")
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+@pytest.mark.parametrize(
+    "name", ["checkpoint.pt", "history.json", "sample_0001.png", "reconstruction_0001.png"]
+)
+def test_a_folder_in_the_place_of_a_file_is_found_before_data_are_loaded(
+    capsys, monkeypatch, tmp_path, name, resume
+):
+    monkeypatch.setattr(commands, "load_images", lambda *_, **__: pytest.fail("data are loaded"))
+    (tmp_path / name).mkdir()
+    line = refused(capsys, ["train", "--out", tmp_path, *resume])
+    assert line.startswith(
+        f"vae_book: error: --out: expected a file, got a folder: {tmp_path / name};"
+    )
+    assert "--resume" not in line
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_the_pictures_that_a_resumed_run_writes_first_are_looked_for(train, capsys, folder):
+    out = train(epochs=1)
+    (out / "sample_0002.png").mkdir()
+    line = refused(capsys, ["train", "--source", folder, "--out", out, *SMALL, "--resume"])
+    assert line.startswith("vae_book: error: --out: expected a file, got a folder: ")
+
+
+def test_torchrun_with_processes_is_refused_once(folder, tmp_path):
+    command = ["torch.distributed.run", "--standalone", "--local-addr=localhost"]
+    command += ["--nproc-per-node=3", "-m", "vae_book", "train", "--processes", "2"]
+    options = ["--source", str(folder), "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, *options], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("vae_book: error: processes: expected 1 under torchrun") == 1
+
+
+def test_a_grid_of_no_images_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^images: expected at least one, got none"):
+        commands.save_grid(torch.zeros(0, 1, 2, 2), tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_models_of_every_type_are_drawn_from_and_measured(trained, tmp_path, capsys, dtype):
+    weights = {name: w.to(dtype) for name, w in read_checkpoint(trained).weights.items()}
+    checkpoint, out = changed(trained, tmp_path / "run.pt", weights=weights), tmp_path / "a.png"
+    main(["sample", "--checkpoint", str(checkpoint), "--out", str(out)])
+    assert pictures(out, columns=8).any()
+    ours, theirs = (json.loads(evaluated(capsys, c, "--json")) for c in (checkpoint, trained))
+    assert ours["value"] == pytest.approx(theirs["value"], rel=1e-2)
 
 
 def test_too_few_images_to_measure_on_are_one_line_that_says_what_to_do(tmp_path, capsys, trained):
@@ -462,8 +626,8 @@ def test_a_full_disk_is_one_line_that_names_file_and_disk_and_how_to_go_on(train
     )
     options = ["train", "--source", folder, *SMALL, "--out", out, "--epochs", "3", "--resume"]
     done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, options)], capture_output=True, text=True
-    )
+        [sys.executable, "-B", "-c", program, *map(str, options)], capture_output=True, text=True
+    )  # -B: or modules would be compiled into files that the limit cuts off
     assert done.returncode == 2
     line = done.stderr.splitlines()[-1]
     assert f"{out / 'checkpoint.pt'} could not be written: File too large" in line

@@ -795,3 +795,18 @@ def test_the_bounds_of_all_labels_know_what_they_need():
         class_log_bounds(small_cvae(), small_images(), n_samples=0)
     with pytest.raises(ValueError, match="log_bounds: expected one label or more"):
         class_posterior(torch.zeros(3, 0))
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("measure", [average_elbo, posteriors, active_units])
+def test_what_is_no_images_is_refused_by_name(measure):
+    model = VAE(1, 8, (1, 3, 4))
+    said = r"^data: expected an object of vae_book.images.Images, got one of Tensor; make one first"
+    with pytest.raises(ValueError, match=said):
+        measure(model, torch.zeros(2, 1, 3, 4))
+
+
+def test_more_draws_than_torch_can_count_are_refused_by_name():
+    data = Images(torch.zeros(2, 1, 3, 4), torch.zeros(2).long(), "made", "test")
+    with pytest.raises(ValueError, match=r"^n_samples: .* below 2\*\*63, got 1000"):
+        average_elbo(VAE(1, 8, (1, 3, 4)), data, n_samples=10**20)

@@ -122,10 +122,12 @@ def test_what_cannot_be_written_is_found_out_beforehand(tmp_path, path):
     taken.mkdir()
     for place, reason in [
         (taken, "it is a folder"),
-        (path / "run.pt", "Not a directory|File exists"),
+        (path / "run.pt", f"{path} is a file and no folder"),
+        (path / "run" / "run.pt", "Not a directory"),
         (tmp_path / ("x" * 300), "File name too long"),
     ]:
-        with pytest.raises(WriteError, match=f"{place.name} could not be written: ({reason})"):
+        said = f"{place.name} could not be written: {reason}; choose another place"
+        with pytest.raises(WriteError, match=said):
             check_writable(place, 1)
     assert not list(taken.iterdir())
 
@@ -140,8 +142,49 @@ def test_too_little_room_is_found_out_beforehand(path):
         "check_writable(sys.argv[1], 1001)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(path)], capture_output=True, text=True
+        [sys.executable, "-B", "-c", program, str(path)], capture_output=True, text=True
     )
     assert done.stdout == "fits\n"
     assert f"WriteError: {path} could not be written: File too large" in done.stderr
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_room_is_asked_for_where_there_is_too_little(path, monkeypatch, reason):
+    def full(*arguments):
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(os, "fsync", full)
+    said = rf"{os.strerror(reason)} \(the disk at .*\); make room there or choose another place"
+    with pytest.raises(WriteError, match=said):
+        check_writable(path, 1)
+
+
+@pytest.mark.parametrize("reason", [errno.EROFS, errno.EACCES, errno.EIO, errno.EISDIR])
+def test_room_is_not_asked_for_where_it_would_not_help(path, monkeypatch, reason):
+    def refuses(*arguments):
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(os, "replace", refuses)
+    said = rf"written: {os.strerror(reason)}; choose another place \(what was there before"
+    with pytest.raises(WriteError, match=said), replacing(path) as part:
+        part.write_text("new")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_goes_on_pointing_to_the_file_that_is_written(path, tmp_path, there):
+    if not there:
+        path.unlink()
+    link, beside = tmp_path / "links" / "result.txt", tmp_path / "links" / "again.txt"
+    link.parent.mkdir()
+    link.symlink_to(os.path.join("..", "run", path.name))
+    beside.symlink_to(link)
+    check_writable(beside, 10)
+    with replacing(beside) as part:
+        part.write_text("new")
+    assert link.is_symlink()
+    assert beside.is_symlink()
+    assert path.read_text() == "new"
+    assert not path.is_symlink()
+    assert sorted(os.listdir(link.parent)) == ["again.txt", "result.txt"]
     assert os.listdir(path.parent) == [path.name]

@@ -925,3 +925,25 @@ def test_a_method_of_ones_own_is_given_labels_in_training_and_in_evaluation():
     average_elbo(model, data)
     assert set(given) == {(torch.int64, (6,))}
     assert len(given) >= 2
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("kind", [VAE, ConvVAE, CVAE, CompletionVAE])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "", Bernoulli])
+def test_what_is_no_likelihood_is_refused_by_name(kind, likelihood):
+    with pytest.raises(ValueError, match=r"^likelihood: expected an object of .*Likelihood, got "):
+        kind(2, 3, likelihood=likelihood)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("y", ["a", "12", [[1], [1, 2]], 1j])
+def test_samples_of_what_is_no_label_are_refused_by_name(y):
+    with pytest.raises(ValueError, match=r"^y: expected real numbers, got "):
+        conditional().sample(3, y=y)
+
+
+@pytest.mark.parametrize("name", ["latent", "hidden"])
+@pytest.mark.parametrize("kind", [VAE, ConvVAE, CVAE, CompletionVAE])
+def test_sizes_that_torch_cannot_count_to_are_refused_by_name(kind, name):
+    with pytest.raises(ValueError, match=rf"^{name}: .* below 2\*\*63, got 1000"):
+        kind(**{name: 10**20})

@@ -358,6 +358,8 @@ def test_what_the_processes_share(ranks):
     seen = [dict(each["seen"]) for each in ranks[1]]
     assert [each.pop("is_main") for each in seen] == [True, False]
     assert sorted(each.pop("fails_first") for each in seen) == [False, True]
+    torch.manual_seed(0)
+    first = torch.nn.Linear(2, 1).weight.tolist()
     for each in seen:
         assert each == {
             "world_size": 2,
@@ -365,6 +367,9 @@ def test_what_the_processes_share(ranks):
             "cache": True,
             "error": "all meet it",
             "left": 1,
+            "weights": first,
+            "gradients": [[[1.5, 5.0]], [1.5]],
+            "compiler": False,  # which would take a second in each process
         }
 
 

@@ -695,6 +695,19 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path, stop, prior):
     assert a.settings == b.settings
 
 
+@pytest.mark.parametrize("make", [tiny, convolutional])
+def test_under_autocast_a_resumed_run_ends_as_one_that_never_stopped(tmp_path, make):
+    """Autocast keeps casts of weights, and a checkpoint is put over the weights themselves."""
+    options = {"held_out": gray(6, seed=1), **SETTINGS}
+    whole, resumed = make(), make(seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        fit(whole, gray(), epochs=3, **options)
+        fit(make(), gray(), epochs=1, checkpoint=tmp_path / "run.pt", **options)
+        options |= {"checkpoint": tmp_path / "run.pt", "resume": True}
+        fit(resumed, gray(), epochs=3, **options)
+    assert_same_state(whole, resumed)
+
+
 def test_resume_starts_where_there_is_no_checkpoint_and_stops_where_all_is_done(tmp_path):
     path = tmp_path / "run.pt"
     plain, resumed, loaded = tiny(), tiny(), tiny(seed=1)
@@ -795,11 +808,33 @@ def test_a_number_of_numpy_does_not_spoil_the_checkpoint(tmp_path):
 # Errors -------------------------------------------------------------------------------------------
 
 
+MEMORY = [  # what torch says on different systems
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you "
+    "tried to allocate 16000000000000 bytes. Error code 12 (Cannot allocate memory)",
+    "[enforce fail at alloc_cpu.cpp:115] data. DefaultCPUAllocator: not enough memory: you tried "
+    "to allocate 16000000000000 bytes.",
+    "Storage size calculation overflowed with sizes=[1000000000000000000, 784]",
+]
+
+
 def gray_elsewhere():
     data = gray()
     return replace(data, images=data.images.to("meta"), labels=data.labels.to("meta"))
 
 
+def with_gradient(data, part, factor=None):
+    """The same data with a part that takes a gradient; with a factor, one that carries a graph."""
+    leaf = getattr(data, part).clone().requires_grad_()
+    return replace(data, **{part: leaf if factor is None else factor * leaf})
+
+
+def mixed(dtype):
+    model = tiny()
+    model.encoder.to(dtype)
+    return model
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -821,14 +856,136 @@ def gray_elsewhere():
         ({"resume": True}, "resume: .*checkpoint"),
         ({"model": tiny().half()}, "eps: .*float16.*1e-08.*precision='bfloat16'"),
         ({"model": tiny().requires_grad_(False)}, "model: .*gradient.*requires_grad"),
+        ({"model": torch.nn.Linear(3, 3)}, "model: expected an object of .*VAE, got one of Linear"),
+        ({"model": VAE}, "model: expected an object of .*VAE, got the class VAE"),
+        ({"data": gray().images}, "data: expected an object of .*Images, got one of Tensor"),
+        ({"data": None}, "data: expected an object of .*Images, got one of NoneType"),
+        (
+            {"held_out": gray().images},
+            "held_out: expected an object of .*Images, got one of Tensor",
+        ),
+        ({"checkpoint": 3}, "checkpoint: expected the path of a file, got 3"),
+        ({"on_epoch": 3}, "on_epoch: expected a function of the history, got 3"),
+        ({"objective": "kl"}, "objective: expected an object of .*Objective, got one of str"),
+        ({"objective": Objective}, "objective: .* got the class Objective"),
+        ({"resample": "no"}, "resample: expected True or False, got 'no'"),
+        ({"resample": torch.tensor([0, 1])}, "resample: expected True or False, got tensor"),
+        ({"batch_size": 10**20}, r"batch_size: .* below 2\*\*63, got 1000"),
+        ({"n_samples": 10**20}, r"n_samples: .* below 2\*\*63, got 1000"),
+        ({"later_lr": [(1, 1e-3), (1, 1e-4)]}, "later_lr: .* one step size .* two .* epoch 1"),
+        ({"data": with_gradient(gray(), "images")}, "data: .* requires? grad; .*detach"),
+        ({"data": with_gradient(gray(), "images", 1.0)}, "data: .* requires? grad; .*detach"),
+        ({"held_out": with_gradient(gray(), "images")}, "held_out: .* requires? grad; .*detach"),
+        (
+            {"model": completing(), "data": with_gradient(quadrants(gray()), "told", 1.0)},
+            "data: .* requires? grad; .*detach",
+        ),
+        *(
+            (
+                {"model": make().to(dtype), "eps": 1e-4, "precision": "bfloat16"},
+                f"precision: .*float32 or .*bfloat16.* got {dtype}; .*model.float()",
+            )
+            for make in (tiny, conditional, convolutional)
+            for dtype in (torch.float16, torch.float64)
+        ),
+        ({"model": mixed(torch.float16), "eps": 1e-4}, "model: .*one type, got .*16 and .*32"),
+        ({"model": mixed(torch.float64)}, "model: .*one type, got .*32 and .*64"),
     ],
 )
 def test_an_error_of_use_names_the_argument_and_trains_nothing(wrong, message):
     arguments = {"model": tiny(), "data": gray(), "epochs": 1, **SETTINGS, **wrong}
-    before = [p.clone() for p in arguments["model"].parameters()]
+    model = arguments["model"]
+    weights = [] if model is VAE else list(model.parameters())
+    before = [p.clone() for p in weights]
     with pytest.raises(ValueError, match=f"(?s)^{message}"):
         fit(**arguments)
-    assert all(map(torch.equal, before, arguments["model"].parameters()))
+    assert all(map(torch.equal, before, weights))
+
+
+@pytest.mark.parametrize("make", [conditional, completing])
+def test_under_autocast_weights_of_another_half_type_are_not_blamed_on_the_data(make):
+    said = r"^torch.autocast: .*float32 or torch.bfloat16.* got torch.float16; "
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(ValueError, match=said):
+            fit(make().half(), data_of(make), epochs=1, eps=1e-4)
+        with pytest.raises(ValueError, match=r"^data: x: expected images of shape"):
+            fit(make(image_shape=(1, 8, 8)).half(), data_of(make), epochs=1, eps=1e-4)
+
+
+@pytest.mark.parametrize("make", [tiny, conditional, convolutional, completing])
+def test_weights_in_bfloat16_go_with_products_in_bfloat16(make):
+    history = fit(make().bfloat16(), data_of(make), epochs=1, precision="bfloat16", **SETTINGS)
+    near = fit(make(), data_of(make), epochs=1, **SETTINGS)
+    assert history.loss == pytest.approx(near.loss, rel=1e-2)
+
+
+class Failing(Objective):
+    """An objective of one's own with a mistake that shows in some epoch."""
+
+    def loss(self, x, made, terms, epoch=0):
+        """That of Objective."""
+        if epoch == self.warm_up:
+            raise ValueError("my objective is wrong")
+        return replace(self, warm_up=0)(terms, made.q_z)
+
+    def __call__(self, terms, q_z, epoch=0):
+        """That of Objective."""
+        return Objective()(terms, q_z)
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+@pytest.mark.parametrize("held_out", [None, gray(6, seed=1)])
+def test_a_mistake_of_ones_own_is_not_blamed_on_the_steps(epoch, held_out):
+    objective = Failing(warm_up=epoch)
+    with pytest.raises(ValueError, match=r"^my objective is wrong$"):
+        fit(tiny(), gray(), epochs=3, objective=objective, held_out=held_out, **SETTINGS)
+
+
+class NoNumber(Objective):
+    """An objective whose values are none."""
+
+    def loss(self, x, made, terms, epoch=0):
+        """Of the shape of that of Objective."""
+        return super().loss(x, made, terms, epoch) * math.nan
+
+
+def spoiled():
+    model = tiny()
+    model.to_mu.weight.data[0, 0] = math.nan
+    return model
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"objective": NoNumber()},
+        {"model": spoiled()},
+        {
+            "data": replace(gray(), images=1e25 * gray().images),
+            "model": tiny(likelihood=Gaussian()),
+        },
+    ],
+    ids=["objective", "model", "data"],
+)
+def test_before_any_step_the_step_size_is_not_to_blame(wrong):
+    said = r"^model, data or objective: expected a finite loss in the first step"
+    with pytest.raises(ValueError, match=said):
+        fit(**{"model": tiny(), "data": gray(), "epochs": 1, **SETTINGS, **wrong})
+
+
+@pytest.mark.parametrize("reason", MEMORY)
+def test_too_little_memory_of_a_cpu_is_said_like_that_of_a_gpu(monkeypatch, reason):
+    def full(*_):
+        raise RuntimeError(reason)
+
+    monkeypatch.setattr(training.Adam, "step", full)
+    with pytest.raises(torch.OutOfMemoryError, match=r"^batch_size: 4 images .* epoch 1; lower"):
+        fit(tiny(), gray(), epochs=1, **SETTINGS)
+
+
+def test_more_draws_than_memory_are_said_with_what_to_lower():
+    with pytest.raises(torch.OutOfMemoryError, match=r"^batch_size: .*1000000000000 draws.* lower"):
+        fit(tiny(), gray(), epochs=1, n_samples=10**12)
 
 
 def test_a_run_that_diverges_stops_and_leaves_the_last_good_checkpoint(tmp_path):
