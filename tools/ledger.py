@@ -30,8 +30,7 @@ the rows; a run that is stopped goes on where it was; `--full` trains as long as
 published did. All numbers are nats for one image, and **lower is better**: a negative ELBO, or
 $-\\log p$ by importance sampling (chapter 4). The standard error is that of an average over test
 images like these; where there are several seeds, their spread stands below the table. A row that
-nobody has run on this book's machines says so. Minutes are those of the clock, on machines that had
-other work to do as well.
+nobody has run on this book's machines says so.
 """
 
 
@@ -102,13 +101,11 @@ def in_words(number: object) -> str:
 
 
 def card(protocols: list[Protocol], measured: bool) -> str:
-    """The card of a table; minutes are those of its longest row."""
+    """The card of a table, without minutes: they were those of a clock, beside other work."""
     common = shared(protocols)
     if not measured:
         return f"{common.card().replace('Protocol:', 'Protocol of the run to come:')}\n"
-    longest = max(protocols, key=lambda each: each.minutes or 0.0)
-    text = replace(common, minutes=longest.minutes).card(machine=True)
-    return f"{text[:-2]}{' at most' * (len(protocols) > 1)}.*\n"
+    return f"{replace(common, minutes=None).card(machine=True)}\n"
 
 
 def reasons(of: Section, results: Path) -> list[str]:

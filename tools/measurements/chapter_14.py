@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from measurements.common import SEEDS, protocol
+from measurements.common import FIVE, SEEDS, protocol
 from vae_book.data import load_images
 from vae_book.device import describe, processor
 from vae_book.evaluation import active_units, average_elbo
@@ -20,7 +20,6 @@ from vae_book.toy_images import draw_shapes, write_pictures
 from vae_book.training import PRECISIONS, Settings, batches, fit, stream, train_epoch
 
 TURNS = 15  # of the ways of loading, after one that is left out
-FIVE = (0, 1, 2, 3, 4)  # seeds: the curves are about differences near the spread of three
 
 
 def chapter_14() -> list[dict]:

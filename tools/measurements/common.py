@@ -13,6 +13,8 @@ from vae_book.protocol import Measurement, Protocol
 
 RESULTS = Path(__file__).parents[2] / "book" / "results"
 SEEDS = (0, 1, 2)
+FIVE = (0, 1, 2, 3, 4)  # where differences are near the spread of three
+TEN = (*range(10),)  # where something happens in some runs and not in others
 
 
 @torch.no_grad()
