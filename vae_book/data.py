@@ -25,7 +25,7 @@ from platformdirs import user_cache_path
 from vae_book import images
 from vae_book.checks import whole_number
 from vae_book.deprecated import moved
-from vae_book.device import best_device
+from vae_book.device import best_device, first_sentence
 from vae_book.files import clear_up, part_name, replacing
 from vae_book.folders import check_memory, held_out, padded, read_folder
 from vae_book.images import DataError
@@ -173,10 +173,9 @@ def _checked_device(device: Any) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, ImportError, TypeError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]  # some go on for a page
         raise ValueError(
-            f"device: expected a device of this machine, got {device!r} ({reason}); pass 'cpu', or "
-            "None for the best there is"
+            f"device: expected a device of this machine, got {device!r} ({first_sentence(error)}); "
+            "pass 'cpu', or None for the best there is"
         ) from error
 
 

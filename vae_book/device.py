@@ -61,12 +61,16 @@ def _checked_device(name: str) -> torch.device:
         device = _own_gpu() if name == "cuda" else torch.device(name)
         torch.zeros((), device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]  # some go on for a page
         raise ValueError(
-            f"VAE_BOOK_DEVICE={name!r} cannot be used on this machine ({reason}); "
+            f"VAE_BOOK_DEVICE={name!r} cannot be used on this machine ({first_sentence(error)}); "
             "unset it to take the best device, or set it to 'cpu'"
         ) from error
     return device
+
+
+def first_sentence(error: Exception) -> str:
+    """What torch says of a device; some of its messages go on for a page."""
+    return str(error).splitlines()[0].split(". ")[0]
 
 
 def describe(device: torch.device) -> str:

@@ -202,8 +202,9 @@ def fit(
         rehearse_checkpoint(checkpoint, model)
     parallel.share_weights(model)
     captured = captured_step(model, optimizer) if capture else None
+    seen = [data] if held_out is None else [data, held_out]
     for epoch in range(history.epochs, epochs):
-        with advice(model, [data, held_out or data], chosen, epoch):
+        with advice(model, seen, chosen, epoch):
             start, parts = time.perf_counter(), batches(model, data, chosen, epoch)
             for group in optimizer.param_groups:
                 group["lr"] = chosen.lr_of(epoch)
