@@ -4,7 +4,7 @@ Trained numbers differ between processors, which add in different orders: traini
 grow. So text has to match exactly but numbers only nearly:
 
 - by default decimal numbers to a relative tolerance of 1e-4, or one unit in the last printed digit;
-- in a cell tagged ``trained`` numbers with decimals or a unit, as in "31 nats" and "96 %", to a
+- in a cell tagged ``trained`` numbers with decimals or a unit, as in "31 nats" and "96%", to a
   relative tolerance of 1e-2, or five units in the last digit; a number that has a standard error,
   as in "4.8 ± 0.5", to that error, and the error to a quarter of itself.
 

@@ -129,7 +129,17 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--source",
         help="bundled, full, fashion, kmnist, or a folder with one subfolder of images for each "
-        "class, which are made gray and 28 x 28 (default: VAE_BOOK_DATASET, else bundled)",
+        "class (default: VAE_BOOK_DATASET, else bundled)",
+    )
+    train.add_argument(
+        "--size",
+        type=_size,
+        metavar="N",
+        help="resize images to N x N pixels, or HEIGHTxWIDTH, with their aspect kept and the rest "
+        "black (default: as they are)",
+    )
+    train.add_argument(
+        "--gray", action="store_true", help="make images gray (default: gray if all of them are)"
     )
     _number(train, "--epochs", 10, "passes over the data, those of a resumed run included")
     _number(train, "--batch-size", 128, "images in a step, over all processes")
@@ -139,11 +149,22 @@ def _parser() -> argparse.ArgumentParser:
     _seed(train, "of the first weights, the order of the images and all noise")
     _number(train, "--latent", 20, "size of the latent z")
     _number(train, "--hidden", 400, "units in the hidden layer of encoder and decoder")
-    train.add_argument(
+    what = train.add_mutually_exclusive_group()
+    what.add_argument(
+        "--likelihood",
+        choices=("cross-entropy", "bernoulli", "gaussian", "continuous-bernoulli"),
+        default="cross-entropy",
+        metavar="NAME",
+        help="what the decoder's output means: cross-entropy of gray levels, which is no density "
+        "of them; bernoulli, of binary images drawn afresh in each step; gaussian, which learns "
+        "one spread of all levels; or continuous-bernoulli (default: cross-entropy)",
+    )
+    what.add_argument(
         "--binary",
-        action="store_true",
-        help="draw binary images afresh in each step and score them by the Bernoulli likelihood "
-        "(default: score the gray levels by cross-entropy)",
+        action="store_const",
+        dest="likelihood",
+        const="bernoulli",
+        help="the likelihood bernoulli, for short",
     )
     train.add_argument(
         "--precision",
@@ -259,6 +280,13 @@ def _checkpoint(parser: argparse.ArgumentParser) -> None:
 
 def _path(text: str) -> Path:
     return Path(os.path.expanduser(text))  # of --out=~/runs a shell leaves ~ as it is
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = [int(side) if side.isdecimal() else 0 for side in text.split("x")]
+    if len(sides) > 2 or 0 in sides:
+        raise argparse.ArgumentTypeError(f"expected N or HEIGHTxWIDTH in pixels, got {text!r}")
+    return sides[0], sides[-1]
 
 
 def _positive(text: str) -> int:

@@ -4,8 +4,8 @@ A chain walks from the prior to the posterior over the tempered posteriors, prop
 p(z) p(x | z)^beta with beta from 0 to 1, and its weight estimates p(x).
 """
 
-import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from vae_book.checks import as_floats, numeric, real_number, trusted, whole_numb
 from vae_book.device import seeded, standard_normal
 from vae_book.evaluation import chunks
 from vae_book.images import Images
-from vae_book.models import VAE
+from vae_book.models import VAE, measuring
 
 TARGET = 0.65  # of the acceptance; Neal (2011): the best, in many dimensions
 TRIES = 100  # transitions at least in the search for step sizes
@@ -144,7 +144,7 @@ def step_sizes(
     n_leapfrog: int,
     generator: torch.Generator | None,
 ) -> Float[Tensor, "T n"]:
-    """For each temperature and image, the step size at which about 65 % are accepted.
+    """For each temperature and image, the step size at which about 65% are accepted.
 
     Found in a run of its own. Were they found on the way, a step would depend on where its chain
     has been; it would not leave the tempered posterior as it is, and the bounds would be none.
@@ -171,8 +171,8 @@ def step_sizes(
 
 def _inverse_temperatures(betas: Sequence[float]) -> list[float]:
     found = [real_number("betas", each) for each in betas] if isinstance(betas, Sequence) else []
-    if len(found) < 2 or not all(map(math.isfinite, found)):
-        raise ValueError(f"betas: expected two or more finite numbers, got {betas!r:.60}")
+    if found[:1] + found[-1:] != [0, 1] or not all(a <= b for a, b in pairwise(found)):
+        raise ValueError(f"betas: expected numbers that rise from 0 to 1, got {betas!r:.60}")
     return found
 
 
@@ -254,6 +254,7 @@ def _whole(**numbers: int) -> dict[str, Any]:
     return {name: whole_number(name, each) for name, each in numbers.items()}
 
 
+@measuring
 def annealed_log_likelihood(
     model: VAE,
     data: Images,
@@ -302,6 +303,7 @@ class Sides(NamedTuple):
 
 
 @torch.no_grad()
+@measuring
 def both_sides(
     model: VAE,
     n: int,

@@ -63,6 +63,8 @@ def elbo(
         ValueError: n_samples is not positive, or x or y does not fit the model.
     """
     model.check_images(x)
+    if x.ndim != 4:
+        raise ValueError(f"x: expected a batch of images, with 4 axes, got {tuple(x.shape)}")
     if eps is None:
         shape = (whole_number("n_samples", n_samples), len(x), model.latent)
         eps = standard_normal(shape, generator, x.device)
@@ -107,6 +109,8 @@ def log_weights(
     Raises:
         ValueError: x, eps or y does not fit the model.
     """
+    if x.ndim != 4:
+        raise ValueError(f"x: expected a batch of images, with 4 axes, got {tuple(x.shape)}")
     return pass_log_weights(x, model(x, eps, y))
 
 
@@ -125,8 +129,8 @@ def importance_weighted_bound(log_weights: Float[Tensor, "K ..."]) -> Float[Tens
     Equations ``eq-elbo-jensen`` and ``eq-iw-bound`` (chapter 4); Burda et al. (2016), equation 8.
     For K = 1 it is a draw of the ELBO. It is the logarithm of the average, not the average of the
     logarithms. For large K its expectation misses log p(x) by half the relative variance of a
-    weight over K, ``eq-iw-gap`` (chapter 4), under the conditions of Domke and Sheldon (2018),
-    theorem 3.
+    weight over K, ``eq-iw-gap`` (chapter 4), if that variance and the ELBO are finite (Domke and
+    Sheldon, 2018, theorem 3, under stronger conditions).
 
     Args:
         log_weights: log p(x, z_k) - log q(z_k | x) for K draws z_k from q, shape (K, ...).

@@ -22,7 +22,7 @@ from vae_book.device import seeded, standard_normal
 from vae_book.distributions import LOG_2PI, DiagonalGaussian
 from vae_book.evaluation import Protocol, chunks, posteriors, protocol
 from vae_book.images import Images
-from vae_book.models import VAE, Pass
+from vae_book.models import VAE, Pass, measuring
 from vae_book.monte_carlo import Estimate, average
 from vae_book.reparameterization import reparameterize_full
 
@@ -77,6 +77,7 @@ class Budget:
     per_image: Float[Tensor, " n"] = field(compare=False, repr=False)
 
 
+@measuring
 @numeric
 def nats_budget(
     model: VAE,
@@ -96,7 +97,7 @@ def nats_budget(
         model: the VAE.
         data: the images, held out or not.
         n_samples: draws of z for each image.
-        steps: of `refined`, which looks for the best q.
+        steps: of `refined`, which looks for the best q, and says how far it gets in so many.
         seed: of all noise.
         log_evidence: log p(x) of each image, where one knows it, or has a better estimate. Else it
             is the importance-weighted bound of n_samples draws from the best q, on average too low:
@@ -134,6 +135,7 @@ def nats_budget(
 
 
 @torch.enable_grad()
+@measuring
 @numeric
 def refined(
     model: VAE,
@@ -148,8 +150,10 @@ def refined(
     """The q(z | x) of largest ELBO among diagonal Gaussians, sought for each image by itself.
 
     Starts from the encoder's. Adam moves each mean in units of its standard deviation, and each
-    log-variance, with steps that shrink to 0; the gradients are pathwise (chapter 7). The model
-    stays as it is. Cremer, Li and Duvenaud (2018).
+    log-variance, with steps that shrink to 0; the gradients are pathwise (chapter 7). So no mean
+    moves by more than about ``lr * steps / 2`` standard deviations: where the encoder is further
+    off, as for images of another kind, the search needs more steps. The model stays as it is.
+    Cremer, Li and Duvenaud (2018).
 
     Args:
         model: the VAE.
@@ -199,6 +203,7 @@ class FullRank(NamedTuple):
 
 
 @torch.enable_grad()
+@measuring
 @numeric
 def refined_full(
     model: VAE,
@@ -262,6 +267,7 @@ def _full_rank(start: DiagonalGaussian, shift: Tensor, factor: Tensor) -> FullRa
     return FullRank(start.mu + start.sigma * shift, scale)
 
 
+@measuring
 def correlation_gain(
     model: VAE,
     data: Images,
@@ -328,8 +334,9 @@ def information(
         for rows, own in _blocks(group, max(1, TABLE // others.mu.numel())):
             for _ in range(n_samples):
                 z = q_z[rows].sample((len(rows),), generator)
-                squares = (z.unsqueeze(1) - others.mu).square() * (-others.log_var).exp()
-                log_q = -0.5 * (squares + others.log_var + LOG_2PI)  # (rows, group, d)
+                # Scaled first, and then squared: an inverse variance may overflow.
+                scaled = (z.unsqueeze(1) - others.mu) * (-0.5 * others.log_var).exp()
+                log_q = -0.5 * (scaled.square() + others.log_var + LOG_2PI)  # (rows, group, d)
                 joint[rows] += _above_average(log_q.sum(-1), own) / n_samples
                 unit[rows] += _above_average(log_q, own) / n_samples
     return joint, unit

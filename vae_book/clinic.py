@@ -149,7 +149,7 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
             owner=divergences,
             attribute="gaussian_unit_kl",
             broken=_half_missing,
-            symptom="variances about twice as large; a KL that can be negative",
+            symptom="larger variances; a KL that can be negative",
         ),
         "kl-weight": Fault(
             wrong="In training the KL has a weight that nobody chose: 0.00025 beside a mean.",
@@ -322,7 +322,7 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
             broken=lambda encode: (
                 lambda self, x, y=None: encode(self, x, None if y is None else torch.zeros_like(y))
             ),
-            symptom="hardly any; the bound is a little worse",
+            symptom="hardly any; after long training the bound may be a little worse",
         ),
     }
 )

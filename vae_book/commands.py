@@ -7,9 +7,11 @@ import importlib
 import inspect
 import json as json_format
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,7 +29,7 @@ from vae_book.evaluation import average_elbo
 from vae_book.files import replacing
 from vae_book.history import History
 from vae_book.images import Images, binarize
-from vae_book.likelihoods import Bernoulli
+from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, Likelihood
 from vae_book.models import VAE
 from vae_book.mosaic import mosaic
 from vae_book.tally import fingerprint
@@ -36,6 +38,13 @@ from vae_book.training import Settings, fit
 GAP = 2  # pixels between images
 PAIRS = 8  # held-out images shown above their reconstructions
 SAMPLES = 64  # images from the prior, shown as 8 x 8
+# What --likelihood names; chapter 14 says which is for which pixels.
+LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
+    "cross-entropy": partial(Bernoulli, relaxed=True),
+    "bernoulli": Bernoulli,
+    "gaussian": partial(Gaussian, 0.1, variance="shared"),
+    "continuous-bernoulli": ContinuousBernoulli,
+}
 
 
 def train(
@@ -47,7 +56,9 @@ def train(
     seed: int,
     latent: int,
     hidden: int,
-    binary: bool,
+    likelihood: str,
+    size: tuple[int, int] | None,
+    gray: bool,
     precision: str,
     out: Path,
     resume: bool,
@@ -70,7 +81,7 @@ def train(
         "batch_size": batch_size,
         "lr": lr,
         "seed": seed,
-        "resample": binary,
+        "resample": likelihood == "bernoulli",
         "precision": precision,
     }
     Settings(**settings)  # or it would refuse only once the data are there
@@ -79,11 +90,12 @@ def train(
     device = best_device()
     with parallel.main_first():
         data, held_out = (
-            load_images(split, source, device, size=28, channels=1) for split in ("train", "test")
+            load_images(split, source, device, size=size, channels=1 if gray else None)
+            for split in ("train", "test")
         )
     torch.manual_seed(seeded(seed).initial_seed())  # torch takes 64 bits
-    with enough_memory("--hidden or --latent"):
-        model = VAE(latent, hidden, likelihood=Bernoulli(relaxed=not binary)).to(device)
+    with enough_memory("--size, --hidden or --latent"):
+        model = VAE(latent, hidden, data.shape, LIKELIHOODS[likelihood]()).to(device)
     held_out = _scorable(model, held_out, seed)
 
     def show(history: History) -> None:
@@ -131,11 +143,10 @@ def evaluate(
     """Print the negative ELBO of a trained model, its terms and the protocol."""
     trained = read_checkpoint(checkpoint)
     model = trained.model()
-    device = next(model.parameters()).device
     source = source or trained.settings.get("source")
     if not isinstance(source, str):
         raise ValueError(f"source: {checkpoint} does not say what to measure on; add --source")
-    data = load_images(split, source, device, size=28, channels=1)
+    data = _load_for(model, split, source)
     _check_split(trained, model, data)
     scored = _scorable(model, data, seed)
     model.likelihood.check_support(scored.images)
@@ -254,15 +265,22 @@ def _check_split(trained: Checkpoint, model: VAE, data: Images) -> None:
         return
     if data.split == "test" and fingerprint(_scorable(model, data, run["seed"])) == run["held_out"]:
         return
-    on_train = (
-        data if data.split == "train" else load_images("train", data.source, size=28, channels=1)
-    )
+    on_train = data if data.split == "train" else _load_for(model, "train", data.source)
     if fingerprint(on_train) != run["images"]:
         raise ValueError(
             f"source: the pictures of {folder} are split otherwise than when the model was "
             f"trained, so that it may know those for {data.split}; put the folder back as it was, "
             "train again, or measure on another one by --source"
         )
+
+
+def _load_for(model: VAE, split: Split, source: str) -> Images:
+    """One split of a data set, as large and with as many channels as the model takes."""
+    channels, height, width = model.image_shape
+    if channels not in (1, 3):
+        raise ValueError(f"checkpoint: expected a model of 1 or 3 channels, got one of {channels}")
+    kept: Literal[1, 3] = 1 if channels == 1 else 3
+    return load_images(split, source, model.weight.device, size=(height, width), channels=kept)
 
 
 def _scorable(model: VAE, data: Images, seed: int) -> Images:

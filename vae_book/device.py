@@ -120,10 +120,23 @@ def standard_normal(
         device: where the result lives.
 
     Raises:
-        ValueError: a size is negative or not whole.
+        ValueError: a size is negative or not whole, or generator is something else.
     """
     shape = whole_numbers("shape", shape, least=0)
+    check_generator(generator)
     return sent(torch.randn(*shape, generator=generator, device="cpu"), device)
+
+
+def check_generator(generator: object) -> None:
+    """Raise ValueError unless noise can be drawn from this on the CPU."""
+    kind = type(generator).__name__
+    if isinstance(generator, torch.Generator):
+        kind = f"one of {generator.device.type}"
+    if generator is not None and kind != "one of cpu":
+        raise ValueError(
+            f"generator: expected a torch.Generator of the CPU or None, got {kind}; make one by "
+            "vae_book.device.seeded(0)"
+        )
 
 
 def sent(values: Tensor, device: torch.device | str) -> Tensor:

@@ -23,6 +23,7 @@ NEAR = 16  # of 255 levels: two colors that are told apart only side by side
 SHOWN = 560  # the width of a figure on a screen, in pixels of style sheets
 _ONE = r"[-+\u2212]?[\d.,]*\d(e[-+]?\d+)?%?"
 NUMBER = re.compile(rf"({_ONE}( ± {_ONE})?(( of | )\(?{_ONE}\)?)?|[-+\u2212]?inf|nan|-|)")
+RANGE = re.compile(r"(?<=\d) to (?=[-+\u2212]?\d)")  # stays on one line of a narrow cell
 # A hyphen before a number or a name or between spaces, and the sign of a number that is zero as
 # printed; not in code and TeX.
 MINUS = re.compile(r"(?<![\w./)\]}-])-(?=\.?\d|[A-Za-z])|(?<= )-(?= )")
@@ -172,4 +173,5 @@ def _cell(value: object, decimals: int) -> str:
         spread = value.spread_over_seeds
         parts = [f"{each:.{decimals}f}" for each in (value.value, value.standard_error)]
         return minus(" ± ".join(parts) + (f" ({spread:.{decimals}f})" if spread else ""))
-    return minus(f"{value:,}" if isinstance(value, int) else str(value))
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return minus(RANGE.sub("\u00a0to\u00a0", text))

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vae_book.checks import as_floats, numeric, same_shape, whole_numbers
-from vae_book.device import standard_normal
+from vae_book.device import check_generator, standard_normal
 from vae_book.divergences import gaussian_unit_kl
 from vae_book.reparameterization import reparameterize
 
@@ -153,6 +153,7 @@ class Mixture(Distribution):
     ) -> Float[Tensor, "..."]:
         """Draws whose leading axes are ``shape``: first which component, then a draw of it."""
         shape = whole_numbers("shape", shape, least=0)
+        check_generator(generator)
         which = torch.randint(len(self.parts.mu), shape, generator=generator, device="cpu")
         return self.parts[which.to(self.parts.mu.device)].sample(shape, generator)
 

@@ -1,9 +1,13 @@
-"""Measuring a trained model on images it has not seen (used from chapter 8 on)."""
+"""Measuring a trained model on images it has not seen (used from chapter 8 on).
+
+It is measured in evaluation mode, and left in the mode in which it was.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from operator import mul
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,19 +17,20 @@ from torch import Tensor
 from tqdm import trange
 
 from vae_book.bayes import Posterior, enumerate_posterior
-from vae_book.bounds import elbo, importance_weighted_bound, log_weights
+from vae_book.bounds import Elbo, elbo, importance_weighted_bound, log_weights
 from vae_book.checks import MOST, enough_draws, numeric, of_kind, same_shape, whole_number
 from vae_book.deprecated import moved
 from vae_book.device import describe, seeded, standard_normal
 from vae_book.distributions import DiagonalGaussian
 from vae_book.divergences import gaussian_kl_full, gaussian_unit_kl
 from vae_book.images import Images
-from vae_book.models import VAE
+from vae_book.models import VAE, measuring
 from vae_book.protocol import Measurement, Protocol
 from vae_book.tally import Tally, digest, fingerprint
 
 ACTIVE = 0.01  # the variance of a unit's posterior mean above which it counts as active
 CHUNK = 500  # images at a time: decoder outputs of this many rows stay in the processor's cache
+OUTPUTS = 10 * CHUNK  # of the decoder at a time, where the encoder would run again for fewer
 DRAWS = 500  # of an image, that have a stream of noise of their own
 
 
@@ -53,6 +58,7 @@ class Bound(Measurement):
 
 
 @torch.no_grad()
+@measuring
 def average_elbo(model: VAE, data: Images, *, n_samples: int = 1, seed: int = 0) -> Bound:
     """The ELBO of images, equation ``eq-elbo``; of a conditional model, given what it is told.
 
@@ -66,10 +72,10 @@ def average_elbo(model: VAE, data: Images, *, n_samples: int = 1, seed: int = 0)
         ValueError: there are fewer than two images, or they do not fit the model.
     """
     generator, n_samples = seeded(seed), whole_number("n_samples", n_samples, most=MOST)
-    terms = [
-        elbo(model, x, y=y, n_samples=n_samples, generator=generator)
-        for x, y in chunks(model, data)
-    ]
+    terms = []
+    for x, y in chunks(model, data):
+        eps = standard_normal((n_samples, len(x), model.latent), generator, x.device)
+        terms.append(_elbo(model, x, eps, y))
     log_likelihood = torch.cat([term.log_likelihood for term in terms]).cpu().double()
     kl = torch.cat([term.kl for term in terms]).cpu().double()
     quantity = f"ELBO{_given(model, data)}"
@@ -78,6 +84,17 @@ def average_elbo(model: VAE, data: Images, *, n_samples: int = 1, seed: int = 0)
         log_likelihood=log_likelihood.mean().item(),
         kl=kl.mean().item(),
     )
+
+
+def _elbo(model: VAE, x: Tensor, eps: Tensor, y: Tensor | None) -> Elbo:
+    """The terms of `elbo`, a few draws at a time: memory does not grow with their number."""
+    parts = eps.split(max(1, OUTPUTS // max(1, len(x))))
+    terms = [elbo(model, x, part, y=y) for part in parts]
+    if len(terms) == 1:
+        return terms[0]
+    shares = [len(part) / len(eps) for part in parts]
+    averages = (sum(map(mul, shares, each)) for each in zip(*terms, strict=True))
+    return Elbo(*averages)
 
 
 @dataclass(frozen=True)
@@ -99,6 +116,7 @@ class Evidence(Measurement):
 
 
 @torch.no_grad()
+@measuring
 def log_likelihood(
     model: VAE,
     data: Images,
@@ -293,6 +311,7 @@ class Units(NamedTuple):
 
 
 @torch.no_grad()
+@measuring
 def posteriors(model: VAE, data: Images) -> DiagonalGaussian:
     """q(z | x) of every image, which gives ``mu, log_var``, each of shape (n, d)."""
     parts = [model.encode(x, y) for x, y in chunks(model, data)]
@@ -347,6 +366,7 @@ def aggregated_kl_bound(
 
 
 @torch.no_grad()
+@measuring
 @numeric
 def class_log_bounds(
     model: VAE,
@@ -377,7 +397,7 @@ def class_log_bounds(
     for x in images.split(CHUNK):
         eps = standard_normal((n_samples, len(x), model.latent), generator, x.device)
         labels = (torch.full((len(x),), y, device=x.device) for y in range(model.classes))
-        rows.append(torch.stack([elbo(model, x, eps, y=y).value for y in labels], dim=-1))
+        rows.append(torch.stack([_elbo(model, x, eps, y).value for y in labels], dim=-1))
     return torch.cat(rows)
 
 

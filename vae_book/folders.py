@@ -297,8 +297,8 @@ def _read_all(
         if pixels.shape[:2] != shape:
             sizes = [" x ".join(map(str, each)) for each in (shape, pixels.shape[:2])]
             raise ValueError(
-                "size: expected size=28, size=(height, width) or the like, since the pictures have "
-                f"several sizes: {paths[0]} has {sizes[0]} pixels, {path} {sizes[1]}"
+                "size: expected size=28, size=(height, width) or the like (--size 28), since the "
+                f"pictures have several sizes: {paths[0]} has {sizes[0]} pixels, {path} {sizes[1]}"
             )
         return pixels, has_more
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from vae_book.checks import is_trusted, numeric, real_number
-from vae_book.device import sent
+from vae_book.device import check_generator, sent
 
 
 class DataError(RuntimeError):
@@ -142,6 +142,7 @@ def binarize(
     """
     if not is_trusted():
         _within("images", images, 1.0)
+    check_generator(generator)
     uniform = sent(torch.rand(images.shape, generator=generator, device="cpu"), images.device)
     return (uniform < images).to(images.dtype)
 

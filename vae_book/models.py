@@ -5,9 +5,10 @@ distribution; what a model is told, y, is the last argument of each.
 """
 
 import math
-from collections.abc import Sequence
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial, wraps
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +27,34 @@ from vae_book.checks import (
 from vae_book.distributions import DiagonalGaussian, Distribution
 from vae_book.images import Images
 from vae_book.likelihoods import Bernoulli, ImageDistribution, Likelihood
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode in the block: no dropout, and batch statistics as training left them."""
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def measuring(
+    function: Callable[Concatenate[Any, P], Result],
+) -> Callable[Concatenate[Any, P], Result]:
+    """Have a function of a model measure it in evaluation mode, whatever mode it is in."""
+
+    @wraps(function)
+    def in_evaluation_mode(model: Any, *args: P.args, **kwargs: P.kwargs) -> Result:
+        with evaluating(model):
+            return function(model, *args, **kwargs)
+
+    return in_evaluation_mode
 
 
 class Pass(NamedTuple):
@@ -163,6 +192,7 @@ class VAE(nn.Module):
         return Pass(q_z, z, self.decode(z, y), self.prior(y))
 
     @torch.no_grad()
+    @measuring
     def sample(
         self,
         n: int,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.distributions import Normal
 from torchvision.utils import save_image
 
 from vae_book import commands, training
@@ -21,9 +22,10 @@ from vae_book.device import seeded
 from vae_book.evaluation import average_elbo
 from vae_book.history import History
 from vae_book.images import DataError, binarize
-from vae_book.likelihoods import Bernoulli
+from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
 from vae_book.models import CVAE, VAE
 
+SIGMA = (0.1**2 + 0.02**2) ** 0.5  # where --likelihood gaussian starts, on its floor
 SMALL = ["--hidden", "8", "--latent", "2", "--batch-size", "16"]  # steps of 16, 16, 16, 16 and 8
 
 
@@ -206,6 +208,103 @@ def test_binary_trains_on_fresh_draws_by_the_strict_likelihood(train):
     assert run.settings["resample"] is True
     originals = pictures(out / "reconstruction_0001.png", columns=8)[:8]
     assert set(np.unique(originals)) == {0, 255}
+
+
+@pytest.fixture(scope="module")
+def colored(tmp_path_factory):
+    """Two classes of 20 random pictures in color, 6 pixels high and 10 wide."""
+    root = tmp_path_factory.mktemp("colored")
+    rng = np.random.default_rng(1)
+    for label in ("one", "two"):
+        (root / label).mkdir()
+        for i, pixels in enumerate(rng.integers(0, 256, (20, 6, 10, 3), dtype=np.uint8)):
+            Image.fromarray(pixels).save(root / label / f"{i:02}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "arguments"),
+    [
+        ([], (3, 6, 10), {}),
+        (["--gray"], (1, 6, 10), {"channels": 1}),
+        (["--size", "8"], (3, 8, 8), {"size": 8}),
+        (["--size", "8x12", "--gray"], (1, 8, 12), {"size": (8, 12), "channels": 1}),
+    ],
+)
+def test_pictures_keep_size_and_color_unless_asked(
+    colored, tmp_path, capsys, options, shape, arguments
+):
+    out = tmp_path / "run"
+    main(["train", "--source", str(colored), "--epochs", "1", *SMALL, "--out", str(out), *options])
+    run = read_checkpoint(out / "checkpoint.pt")
+    model = run.model("cpu")
+    assert model.image_shape == shape
+    test = load_images("test", str(colored), "cpu", **arguments)
+    with Image.open(out / "reconstruction_0001.png") as grid:
+        grid.load()
+    assert grid.mode == ("RGB" if shape[0] == 3 else "L")
+    first = np.asarray(grid)[2 : 2 + shape[1], 2 : 2 + shape[2]]
+    assert np.array_equal(first.reshape(*shape[1:], -1), np.moveaxis(as_levels(test)[0], 0, -1))
+    capsys.readouterr()
+    main(["evaluate", "--checkpoint", str(out / "checkpoint.pt"), "--json"])
+    assert json.loads(capsys.readouterr().out) == average_elbo(model, test).as_dict()
+    main(["sample", "--checkpoint", str(out / "checkpoint.pt"), "--out", str(out / "s.png")])
+    with Image.open(out / "s.png") as sheet:
+        assert sheet.size == (8 * (shape[2] + 2) + 2, 8 * (shape[1] + 2) + 2)
+
+
+def as_levels(data):
+    return (data.images * 255).round().byte().numpy()
+
+
+def test_pictures_of_several_sizes_ask_for_one(colored, tmp_path, capsys):
+    shutil.copytree(colored, tmp_path / "mixed")
+    Image.new("RGB", (9, 9)).save(tmp_path / "mixed" / "two" / "larger.png")
+    line = refused(capsys, ["train", "--source", tmp_path / "mixed", "--out", tmp_path / "run"])
+    assert "(--size 28)" in line
+    assert "larger.png 9 x 9" in line
+
+
+def test_resume_with_another_size_is_refused(colored, tmp_path, capsys):
+    start = ["train", "--source", colored, "--out", tmp_path / "run", *SMALL]
+    main([str(each) for each in [*start, "--size", "8", "--epochs", "1"]])
+    before = everything(tmp_path / "run")
+    line = refused(capsys, [*start, "--resume", "--epochs", "2"])
+    assert "image_shape" in line
+    assert everything(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("name", "likelihood", "score"),
+    [
+        ("gaussian", Gaussian, lambda mean, x: Normal(mean, SIGMA).log_prob(x)),
+        ("continuous-bernoulli", ContinuousBernoulli, None),
+        ("bernoulli", Bernoulli, None),
+    ],
+)
+def test_likelihoods_go_by_name(train, name, likelihood, score):
+    out = train("--likelihood", name, "--lr", "1e-12", epochs=1)  # so slow that sigma stays
+    run = read_checkpoint(out / "checkpoint.pt")
+    model = run.model("cpu")
+    assert type(model.likelihood) is likelihood
+    assert model.likelihood != Bernoulli(relaxed=True)
+    assert run.settings["resample"] == (name == "bernoulli")
+    if score:
+        x = torch.rand(2, 1, 28, 28, generator=seeded(0))
+        made = model.decode(torch.zeros(2, 2))
+        by_hand = score(made.params, x).sum((1, 2, 3))
+        torch.testing.assert_close(made.log_prob(x), by_hand, rtol=1e-5, atol=0)
+
+
+def test_each_run_has_a_spread_of_its_own(train):
+    """One that is learned would go on from the last run."""
+    spreads = []
+    for out in ("first", "second"):
+        run = read_checkpoint(
+            train("--likelihood", "gaussian", epochs=1, out=out) / "checkpoint.pt"
+        )
+        spreads.append(run.weights["likelihood.shared"].item())
+    assert spreads[0] == spreads[1] != 0
 
 
 def test_a_run_is_never_overwritten_by_accident(train, capsys, folder):
@@ -513,11 +612,11 @@ def test_a_model_that_does_not_say_what_it_was_trained_on_asks_for_a_source(
         ),
         (
             ["train", "--source", "FOLDER", "--hidden", f"{10**11 - 1}"],
-            "error: --hidden or --latent: .*memory",
+            "error: --size, --hidden or --latent: .*memory",
         ),
         (
             ["train", "--source", "FOLDER", "--hidden", f"{10**18}"],
-            "error: --hidden or --latent: .*memory",
+            "error: --size, --hidden or --latent: .*memory",
         ),
         (["train", "--source", "FOLDER", "--latent", f"{10**20 - 1}"], r"error: latent: .*2\*\*63"),
         (
@@ -698,6 +797,11 @@ def test_a_mistake_in_the_program_keeps_its_traceback(monkeypatch, trained):
     [
         ([], "COMMAND"),
         (["train", "--epochs", "0"], "--epochs: expected a positive whole number, got '0'"),
+        (["train", "--size", "28x"], "--size: expected N or HEIGHTxWIDTH in pixels, got '28x'"),
+        (["train", "--size", "2x3x4"], "--size: expected N or HEIGHTxWIDTH in pixels"),
+        (["train", "--size", "0"], "--size: expected N or HEIGHTxWIDTH in pixels, got '0'"),
+        (["train", "--likelihood", "poisson"], "invalid choice: 'poisson'"),
+        (["train", "--binary", "--likelihood", "gaussian"], "not allowed with argument"),
         (["train", "--latent", "2.5"], "--latent: expected a positive whole number, got '2.5'"),
         (["sample", "--n", "-3"], "--n: expected a positive whole number, got '-3'"),
         (["evaluate", "--split", "validation"], "invalid choice: 'validation'"),
@@ -822,6 +926,8 @@ def test_help_runs_as_a_module_and_does_not_wait_for_torch():
                 "--seed": "0",
                 "--latent": "20",
                 "--hidden": "400",
+                "--size": "as they are",
+                "--likelihood": "cross-entropy",
                 "--out": "runs/vae",
             },
         ),
@@ -833,7 +939,8 @@ def test_help_shows_the_defaults(capsys, command, defaults):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
-    _, *options = " ".join(capsys.readouterr().out.split("options:")[1].split()).split(" --")
+    text = " ".join(capsys.readouterr().out.split("options:")[1].split())
+    _, *options = text.replace("cross- entropy", "cross-entropy").split(" --")
     shown = {f"--{text.split()[0]}": text for text in options}
     for option, default in defaults.items():
         assert f"(default: {default})" in shown[option]

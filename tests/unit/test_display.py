@@ -93,6 +93,13 @@ def test_signs_in_tables_and_sentences_are_minus_signs(displayed):
     assert sentence == "It is −1."
 
 
+def test_a_range_in_a_cell_does_not_break(displayed):
+    """In a narrow column it would stand on three lines."""
+    display.show_table(["x", "from"], [["a to 2", "-1.5 to -0.5"], ["b", "113.3 (3 to 4)"]])
+    rows = displayed[0]["text/markdown"].splitlines()[2:]
+    assert rows == ["| a to 2 | −1.5\u00a0to\u00a0−0.5 |", "| b | 113.3 (3\u00a0to\u00a04) |"]
+
+
 def test_signs_in_figures_are_minus_signs():
     lines = dict.fromkeys(["x - 1", "y"], ([1, 2], [1, 2]))
     figure = figures.curves(lines, "-x", "well-known $10^{-1}$")

@@ -6,14 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from vae_book.bounds import log_weights
+from vae_book.annealing import annealed_log_likelihood, both_sides
+from vae_book.bounds import elbo, log_weights
+from vae_book.budget import correlation_gain, nats_budget, refined, refined_full
 from vae_book.checkpoints import read_checkpoint
-from vae_book.device import seeded
+from vae_book.device import seeded, standard_normal
 from vae_book.distributions import DiagonalGaussian, Mixture
-from vae_book.evaluation import average_elbo, log_likelihood
+from vae_book.evaluation import average_elbo, class_log_bounds, log_likelihood, posteriors
 from vae_book.images import Images
 from vae_book.likelihoods import Likelihood
-from vae_book.models import VAE
+from vae_book.models import CVAE, VAE
 from vae_book.training import fit
 
 
@@ -52,6 +54,15 @@ class MixturePriorVAE(VAE):
         return Mixture(DiagonalGaussian(self.mu, self.log_var))
 
 
+class Noisy(VAE):
+    """A VAE with layers that compute something else in training."""
+
+    def __init__(self, latent=2, hidden=16, image_shape=(1, 4, 4), likelihood=None):
+        super().__init__(latent, hidden, image_shape, likelihood)
+        self.encoder.append(nn.BatchNorm1d(hidden))
+        self.decoder.insert(2, nn.Dropout(0.5))
+
+
 @pytest.fixture
 def corners():
     """Images of a bright quarter each, in three places."""
@@ -83,6 +94,69 @@ def test_a_likelihood_and_a_learned_prior_train_measure_draw_and_are_kept(tmp_pa
     assert again.likelihood.scale == 0.1
     assert torch.equal(again.sample(5, seeded(1)), model.sample(5, seeded(1)))
     assert model.sample(5, seeded(1), pixels=True).shape == (5, 1, 4, 4)
+
+
+MEASURES = {
+    "average_elbo": lambda model, data: average_elbo(model, data, n_samples=3).value,
+    "log_likelihood": lambda model, data: log_likelihood(model, data, n_samples=3).value,
+    "posteriors": lambda model, data: posteriors(model, data).mu,
+    "refined": lambda model, data: refined(model, data.images, steps=3, generator=seeded(1)).mu,
+    "refined_full": lambda model, data: (
+        refined_full(model, data.images, steps=3, generator=seeded(1)).mu
+    ),
+    "nats_budget": lambda model, data: nats_budget(model, data, n_samples=3, steps=2).elbo.value,
+    "correlation_gain": lambda model, data: (
+        correlation_gain(model, data, n_samples=3, steps=2).value
+    ),
+    "annealed_log_likelihood": lambda model, data: annealed_log_likelihood(
+        model, data, n_temperatures=3, n_chains=2
+    ),
+    "both_sides": lambda model, data: both_sides(model, 3, n_temperatures=3, n_chains=2).lower,
+    "sample": lambda model, data: model.sample(5, seeded(1)),
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+def test_a_model_is_measured_in_evaluation_mode_and_stays_in_its_own(corners, measure):
+    """Else dropout would stay on, and batch statistics would learn from held-out images."""
+    torch.manual_seed(0)
+    model = Noisy()
+    fit(model, corners, epochs=3, batch_size=20, lr=0.01)
+    model.decoder[2].eval()  # a mode of a part is kept, too
+    model.train()
+    model.to_mu.eval()
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    in_training = measure(model, corners)
+    assert model.encoder[-1].training
+    assert not model.to_mu.training
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    torch.testing.assert_close(measure(model.eval(), corners), in_training, rtol=0, atol=0)
+
+
+def test_labels_are_told_apart_in_evaluation_mode(corners):
+    torch.manual_seed(0)
+    model = CVAE(2, 8, (1, 4, 4), classes=3)
+    model.decoder.append(nn.Dropout(0.5))
+    bounds = class_log_bounds(model, corners.images)
+    assert model.training
+    assert torch.equal(class_log_bounds(model.eval(), corners.images), bounds)
+
+
+def test_memory_of_the_bound_does_not_grow_with_its_draws(corners, monkeypatch):
+    """A few draws at a time give the average of all."""
+    torch.manual_seed(0)
+    model, outputs = VAE(2, 16, (1, 4, 4)), []
+    decode = VAE.decode
+    monkeypatch.setattr(
+        VAE, "decode", lambda self, z, y=None: outputs.append(z.numel()) or decode(self, z, y)
+    )
+    found = average_elbo(model, corners, n_samples=1000)
+    assert max(outputs) <= 5000 * 2
+    eps = standard_normal((1000, 60, 2), seeded(0))
+    with torch.no_grad():
+        at_once = elbo(model, corners.images, eps)
+    assert found.value == pytest.approx(at_once.value.mean().item(), rel=1e-6)
+    assert found.kl == pytest.approx(at_once.kl.mean().item(), rel=1e-6)
 
 
 def test_a_prior_without_closed_form_gives_weights_that_average_to_the_same_bound(corners):

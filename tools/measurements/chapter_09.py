@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from measurements.common import RESULTS, SEEDS, in_use, protocol
+from measurements.common import FIVE, RESULTS, SEEDS, in_use, protocol
 from vae_book.checkpoints import write_checkpoint
 from vae_book.data import load_images
 from vae_book.evaluation import average_elbo
@@ -25,12 +25,11 @@ def chapter_09() -> list[dict]:
     """Networks that train with the same settings; the two that are compared, over all seeds."""
     train, test = load_images("train", "bundled"), load_images("test", "bundled")
     dense, conv = partial(VAE, 10), partial(ConvVAE, 10)
-    one = {"seeds": SEEDS[:1]}
     return [
         over_seeds("fully connected, d = 10", dense, train, test, 100),
         over_seeds("convolutional, d = 10", conv, train, test, 20, "conv_10"),
-        over_seeds("convolutional, d = 2", partial(ConvVAE, 2), train, test, 20, "conv_2", **one),
-        over_seeds("convolutional, d = 10, ReLU", ReluBottleneck, train, test, 20, **one),
+        over_seeds("convolutional, d = 2", partial(ConvVAE, 2), train, test, 20, "conv_2"),
+        over_seeds("convolutional, d = 10, ReLU", ReluBottleneck, train, test, 20, seeds=FIVE),
     ]
 
 
@@ -68,7 +67,7 @@ def over_seeds(
         "seeds": list(seeds),
         "epochs": epochs,
         "seconds_of_an_epoch": processor_seconds(kind, train),
-        "bottleneck_in_use": in_use(first, test) if isinstance(first, ConvVAE) else None,
+        "bottleneck_in_use": [in_use(m, test) for m in models if isinstance(m, ConvVAE)],
         "curves": [[round(each, 2) for each in history.held_out] for history in histories],
     }
 
