@@ -9,7 +9,7 @@ STAMP := $(VENV)/.ready
 INSTALL := $(BIN)/python tools/install.py
 # What the environment says to Python, pytest and the like does not count here: to drop asserts, to take
 # packages from elsewhere, to compile torch anew in each process. PYTEST_ADDOPTS is said on purpose.
-FOREIGN := $(filter PYTHON% PYTEST_% TQDM_%,$(.VARIABLES)) JUPYTER_PATH MATPLOTLIBRC MYPYPATH
+FOREIGN := $(filter PYTHON% PYTEST_% TQDM_%,$(.VARIABLES)) JUPYTER_PATH MATPLOTLIBRC MPLBACKEND MYPYPATH
 unexport $(filter-out PYTHONUNBUFFERED PYTEST_ADDOPTS,$(FOREIGN))
 export PYTHONUTF8 := 1
 # Compiled once, out of the tree: uv leaves that to the first import, which takes torch seconds.
@@ -21,8 +21,9 @@ export JUPYTER_PREFER_ENV_PATH := 1
 
 .PHONY: help setup book pdf test lab execute index benchmark measure full mutants lint format lock clean
 .DEFAULT_GOAL := help
-# What is installed knows where it stands: a clone that was moved or copied is set up anew.
-ifneq "$(shell cat $(PACKAGES) 2>/dev/null)" "$(CURDIR)"
+# What is installed knows where it stands: a clone that was moved or copied is set up anew, and so is
+# one whose Python has gone, as after an upgrade of the system.
+ifneq "$(shell test -x $(BIN)/python && cat $(PACKAGES) 2>/dev/null)" "$(CURDIR)"
 .PHONY: $(PACKAGES)
 endif
 
@@ -45,6 +46,7 @@ $(STAMP): $(PACKAGES) pyproject.toml
 	@touch $@
 
 book: $(STAMP) ## Run the chapters on this machine and build the site into _build/html
+	$(if $(filter-out exercises,$(EDITION)),$(error EDITION is "$(EDITION)"; the only one there is is "exercises"))
 	@$(BIN)/python tools/book.py build $(if $(filter exercises,$(EDITION)),--without-solutions)
 
 pdf: book ## Print the whole book into _build/vae-book.pdf (with a Chromium or Chrome)
@@ -52,7 +54,7 @@ pdf: book ## Print the whole book into _build/vae-book.pdf (with a Chromium or C
 
 # What killed processes and torch leave behind goes with the folder of this run.
 test: $(STAMP) ## Check style and types, run the unit tests, every chapter and the site checks
-	@TMPDIR=$$(mktemp -d) && export TMPDIR && trap 'rm -rf "$$TMPDIR"' EXIT && trap 'exit 130' INT TERM && \
+	@TMPDIR=$$(mktemp -d 2>/dev/null || TMPDIR=/tmp mktemp -d) && export TMPDIR && trap 'rm -rf "$$TMPDIR"' EXIT && trap 'exit 130' INT TERM && \
 	  $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) ## Check style and types
@@ -65,7 +67,7 @@ format: $(STAMP) ## Format code and chapters
 	@$(BIN)/ruff format --no-cache .
 
 lab: $(STAMP) ## Open the chapters in JupyterLab
-	@$(BIN)/jupyter lab --notebook-dir=book
+	@$(BIN)/jupyter lab --notebook-dir=book $(LAB_FLAGS)
 
 execute: $(STAMP) ## Run the chapters in place; refresh outputs, captions and alt texts
 	@$(BIN)/python tools/book.py execute

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import nbformat
 import yaml
+from filelock import FileLock, Timeout
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
@@ -44,6 +45,7 @@ KEPT = ROOT / "_build" / "chapters"
 SITE = ROOT / "_build" / "html" / "index.html"
 CHAPTER_TABLE = "_chapters.md"
 WORDS_A_MINUTE = 150  # technical prose with formulas
+LOCK = ROOT / "_build" / ".lock"
 EXERCISES = re.compile(r"^## Exercises$.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 
 
@@ -63,7 +65,13 @@ def main() -> int:
             return execute_in_place()
         if source:  # what is wrong with it is told before the chapters run, and in one line
             load_images("train", device="cpu", size=28, channels=1)
-        return build(solutions=not arguments.without_solutions)
+        LOCK.parent.mkdir(exist_ok=True)
+        with FileLock(LOCK, timeout=0):
+            return build(solutions=not arguments.without_solutions)
+    except Timeout:
+        print(
+            "another make book is at work in this folder; wait for it, or end it", file=sys.stderr
+        )
     except CellExecutionError as error:
         print(f"a chapter failed\n{error}", file=sys.stderr)
     except (ValueError, DataError) as error:
@@ -84,8 +92,8 @@ def execute_in_place() -> int:
 
 def build(solutions: bool = True) -> int:
     """Run the chapters in a copy of the book and build the site from that."""
+    best_device()  # or it would be refused only once the copy of an earlier build is gone
     shutil.rmtree(COPY, ignore_errors=True)
-    shutil.rmtree(SITE.parent, ignore_errors=True)  # no page of an earlier build stays
     COPY.mkdir(parents=True)
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy2(ROOT / name, COPY)
@@ -95,6 +103,7 @@ def build(solutions: bool = True) -> int:
     run_chapters(COPY, keep=KEPT)
     write_plain(COPY)
     print("building the site", flush=True)
+    shutil.rmtree(SITE.parent, ignore_errors=True)  # no page of an earlier build stays
     jupyter_book = Path(sys.executable).with_name("jupyter-book")
     command = [jupyter_book, "build", COPY, "--path-output", ROOT]
     # A warning is an error, a dead link too; --all, because a page is read once and warns once.

@@ -18,6 +18,7 @@ from measurements.chapter_11 import chapter_11
 from measurements.chapter_13 import chapter_13
 from measurements.chapter_14 import chapter_14, chapter_14_loading, chapter_14_precision
 from measurements.common import RESULTS
+from vae_book.data import load_images
 from vae_book.device import best_device, describe
 from vae_book.files import replacing
 from vae_book.images import DataError
@@ -34,6 +35,7 @@ MEASUREMENTS = (
     chapter_14_loading,
     chapter_14_precision,
 )
+NEEDS_MNIST = {"chapter_08", "chapter_11", "chapter_14_precision"}  # all of it
 
 
 def main() -> None:
@@ -43,6 +45,11 @@ def main() -> None:
         raise SystemExit(f"expected some of {', '.join(by_name)}, got {', '.join(unknown)}")
     print(f"measuring on {describe(best_device())}")
     RESULTS.mkdir(exist_ok=True)
+    if NEEDS_MNIST & set(asked):
+        try:
+            load_images("test", "full", "cpu")
+        except DataError as error:
+            raise SystemExit(str(error)) from error
     for name in asked:
         try:
             rows = by_name[name]()

@@ -8,6 +8,7 @@ that are started later inherit it.
 import asyncio
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -73,11 +74,15 @@ class Kernels:
     ) -> Iterator[str]:
         """The results of a task for each item, as they end; an error ends it all."""
         pool = ThreadPoolExecutor(workers)
+        futures = [pool.submit(task, item) for item in items]
         try:
-            for future in as_completed([pool.submit(task, item) for item in items]):
+            for future in as_completed(futures):
                 yield future.result()
         except KeyboardInterrupt:
-            self.end()
+            pool.shutdown(wait=False, cancel_futures=True)
+            while not all(future.done() for future in futures):
+                self.end()  # again and again: one may just be starting
+                time.sleep(0.1)
             raise
         finally:
             pool.shutdown(cancel_futures=True)

@@ -18,6 +18,7 @@ from vae_book.checks import enough_draws, last_axis, numeric, real_tensor, sums_
 from vae_book.deprecated import moved
 from vae_book.monte_carlo import Estimate, log_average
 
+NEGLIGIBLE = 40.0  # nats below the highest peak: e^-40 is below the rounding of a double
 
 class Posterior(NamedTuple):
     """What Bayes' rule gives for a latent variable with k values.
@@ -56,7 +57,8 @@ def enumerate_posterior(
             "log_likelihood: expected an x that some z can explain, got an evidence of "
             f"{log_evidence.exp().min().item():.3g}"
         )
-    return Posterior(log_joint - log_evidence.unsqueeze(-1), log_evidence)
+    # Subtracting the evidence would leave its rounding, which the posterior's sum would show.
+    return Posterior(log_joint.log_softmax(-1), log_evidence)
 
 
 @numeric
@@ -66,6 +68,8 @@ def quadrature_log_evidence(
     """log p(x), in nats, for a latent variable on the line: the area under p(x | z) p(z).
 
     Equation ``eq-evidence`` (chapter 1), by adaptive quadrature (scipy's quad).
+
+    Peaks are looked for on a grid of 2001 points, between which one that no point shows is lost.
 
     Args:
         log_joint: log p(x | z) + log p(z) as a function of a tensor of z, for the observed x.
@@ -80,18 +84,21 @@ def quadrature_log_evidence(
         raise ValueError(
             f"lower and upper: expected finite lower < upper, got {lower:g}, {upper:g}"
         )
-    highest, peak = _peak(log_joint, lower, upper)
+    peaks = _peaks(log_joint, lower, upper)
+    highest = max(peaks.values())
     # Taking out the maximum keeps the integrand from underflowing; cutting the range ever finer
-    # towards it keeps a narrow peak from being overlooked.
-    cuts = [peak + side * (upper - lower) / 10**k for side in (-1, 1) for k in range(1, 9)]
+    # towards each peak that matters keeps a narrow one from being overlooked.
+    tops = [peak for peak, height in peaks.items() if height > highest - NEGLIGIBLE]
+    steps = [side * (upper - lower) / 10**k for side in (-1, 1) for k in range(1, 9)]
+    cuts = tops + [peak + step for peak in tops for step in steps]
     area, _ = quad(
         lambda z: float(torch.exp(log_joint(torch.tensor(z, dtype=torch.float64)) - highest)),
         lower,
         upper,
-        points=[peak, *(cut for cut in cuts if lower < cut < upper)],
+        points=[cut for cut in cuts if lower < cut < upper],
         epsabs=0,
         epsrel=1e-10,
-        limit=500,
+        limit=500 + len(cuts),
     )
     if not area > 0:
         raise ValueError(
@@ -101,26 +108,42 @@ def quadrature_log_evidence(
     return highest + math.log(area)
 
 
-def _peak(
+def _peaks(
     log_joint: Callable[[Tensor], Tensor], lower: float | int, upper: float | int
-) -> tuple[float, float]:
-    """The largest value of log_joint on the range, and where it is."""
+) -> dict[float, float]:
+    """Where log_joint has local maxima, found on a grid and refined, and its values there."""
     z = torch.linspace(lower, upper, 2001, dtype=torch.float64)
-    for _ in range(4):  # each time closer around the best point
-        values = real_tensor("log_joint", log_joint(z), z.dtype)
-        if values.shape != z.shape:
-            raise ValueError(
-                f"log_joint: expected one number for each z, shape {tuple(z.shape)}, got "
-                f"{tuple(values.shape)}"
-            )
-        best = int(values.argmax())
-        highest, peak = values[best].item(), z[best].item()
-        z = torch.linspace(z[max(best - 1, 0)], z[min(best + 1, 2000)], 2001, dtype=torch.float64)
-    if not math.isfinite(highest):
+    values = _on_grid(log_joint, z)
+    end = values.new_full((1,), -math.inf)
+    before, after = torch.cat([end, values[:-1]]), torch.cat([values[1:], end])
+    bend = 2 * values - before - after
+    # What bends less is flat, but for rounding.
+    tops = ((values >= before) & (values > after) & (bend > 1e-9)).nonzero().squeeze(1).tolist()
+    return dict(_refined(log_joint, z, top) for top in {int(values.argmax()), *tops})
+
+
+def _refined(log_joint: Callable[[Tensor], Tensor], z: Tensor, top: int) -> tuple[float, float]:
+    """Where log_joint is largest around a point of the grid, and its value there."""
+    for _ in range(3):  # each time closer around the best point
+        z = torch.linspace(z[max(top - 1, 0)], z[min(top + 1, 2000)], 2001, dtype=torch.float64)
+        values = _on_grid(log_joint, z)
+        top = int(values.argmax())
+    return z[top].item(), values[top].item()
+
+
+def _on_grid(log_joint: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """The values of log_joint, of which the largest is finite."""
+    values = real_tensor("log_joint", log_joint(z), z.dtype)
+    if values.shape != z.shape:
+        raise ValueError(
+            f"log_joint: expected one number for each z, shape {tuple(z.shape)}, got "
+            f"{tuple(values.shape)}"
+        )
+    if not math.isfinite(highest := values.max().item()):
         raise ValueError(
             f"log_joint: expected an x that some z can explain, got a maximum of {highest}"
         )
-    return highest, peak
+    return values
 
 
 @numeric

@@ -131,23 +131,35 @@ class Stack:
         It undoes `push`. From random bits it draws symbols, each with its probability.
 
         Raises:
-            CodingError: the stack is empty, and was made without a seed, or a table is none.
+            CodingError: the stack is empty, and was made without a seed, or a table is none. The
+                stack is then as it was.
         """
+        # The state and the words are changed when all is popped.
+        symbols, state, left = [], self.state, len(self.words)
+        drawn, noise = len(self.drawn), self.noise and self.noise.getstate()
         try:
-            return [self._pop(counts) for counts in tables]
-        except (TypeError, IndexError) as error:
+            for counts in tables:
+                quotient, slot = divmod(state, TOTAL)
+                symbol = bisect_right(counts, slot) - 1
+                start, width = counts[symbol], counts[symbol + 1] - counts[symbol]
+                state = quotient * width + slot - start
+                if state < LOWEST:
+                    left -= 1
+                    word = self.words[left] if left >= 0 else self.random_word()
+                    state = state << WORD | word
+                symbols.append(symbol)
+        except Exception as error:
+            del self.drawn[drawn:]
+            if self.noise and noise:
+                self.noise.setstate(noise)
+            if not isinstance(error, TypeError | IndexError):
+                raise
             raise CodingError(
                 f"tables: expected numbers that rise from 0 to {TOTAL} for each symbol ({error})"
             ) from error
-
-    def _pop(self, counts: Counts) -> int:
-        quotient, slot = divmod(self.state, TOTAL)
-        symbol = bisect_right(counts, slot) - 1
-        start, width = counts[symbol], counts[symbol + 1] - counts[symbol]
-        self.state = quotient * width + slot - start
-        if self.state < LOWEST:
-            self.state = self.state << WORD | self._next_word()
-        return symbol
+        self.state = state
+        del self.words[max(left, 0) :]
+        return symbols
 
     def random_word(self) -> int:
         """One more word of random bits.
@@ -159,9 +171,6 @@ class Stack:
             raise CodingError("stack: expected one more word, got an empty stack")
         self.drawn.append(self.noise.getrandbits(WORD))
         return self.drawn[-1]
-
-    def _next_word(self) -> int:
-        return self.words.pop() if self.words else self.random_word()
 
 
 # From probabilities to counts ---------------------------------------------------------------------
@@ -181,12 +190,14 @@ def cumulative_counts(masses: Float[np.ndarray, "rows n"]) -> list[list[int]]:
     """
     masses = real_tensor("masses", masses, torch.float64).detach().numpy()
     fits = masses.ndim == 2 and masses.size and np.isfinite(masses).all() and (masses >= 0).all()
-    if not fits or not (masses.sum(axis=1) > 0).all():
+    if not fits or not (masses.max(axis=1) > 0).all():
         raise ValueError(
             "masses: expected rows of numbers that are not negative, with a positive sum, got "
             f"{masses!r:.60}"
         )
-    n, cdf = masses.shape[1], np.cumsum(masses, axis=1)
+    n, largest = masses.shape[1], masses.max(axis=1, keepdims=True)
+    # A sum may exceed what a float holds. Other rows keep their bits: files depend on them.
+    cdf = np.cumsum(masses / np.where(largest > 1e300, largest, 1), axis=1)
     ends = np.rint(cdf / cdf[:, -1:] * (TOTAL - n)).astype(np.int64) + np.arange(1, n + 1)
     return np.pad(ends, ((0, 0), (1, 0))).tolist()
 
@@ -307,8 +318,13 @@ def _gaussian(name: str, distribution: Distribution) -> DiagonalGaussian:
             f"{type(distribution).__name__}, whose quantiles are not known"
         )
     sigma = distribution.sigma
-    if not bool((distribution.mu.isfinite() & sigma.isfinite() & (sigma > 0)).all()):
+    if not bool((distribution.mu.isfinite() & sigma.isfinite()).all()):
         raise ValueError(f"model: expected {name} to give finite numbers, got infinity or NaN")
+    if not bool((sigma > 0).all()):
+        raise ValueError(
+            f"model: expected {name} to give standard deviations above 0, got one that is too "
+            f"small for a float, of log-variance {distribution.log_var.min().item():.4g}"
+        )
     return distribution
 
 

@@ -109,32 +109,44 @@ def kl_quadrature(
             narrow q: on an infinite range, quadrature may overlook it.
 
     Raises:
-        ValueError: the range is empty, or q does not integrate to 1 over it, as when the
-            quadrature overlooks a narrow peak.
+        ValueError: the range is empty, q does not integrate to 1 over it, as when the quadrature
+            overlooks a narrow peak, or the quadrature does not converge, as where the tails of q
+            are so much heavier than those of p that the divergence is infinite. It does not
+            notice all of these.
     """
     from scipy.integrate import quad  # here, because few need it and it takes long to import
 
     if not lower < upper:
         raise ValueError(f"lower and upper: expected lower < upper, got {lower:g} and {upper:g}")
 
-    def integrate(function: LogDensity) -> tuple[float, float]:
-        value, error = quad(
+    def integrate(function: LogDensity) -> tuple[float, float, str]:
+        value, error, _, *complaints = quad(
             lambda z: float(function(torch.tensor(z, dtype=torch.float64))),
             lower,
             upper,
             epsabs=1e-12,
             epsrel=1e-10,
             limit=500,
+            full_output=1,
         )
-        return value, error
+        return value, error, "".join(complaints[:1])
 
-    mass, _ = integrate(lambda z: _log_density("log_q", log_q, z).exp())
+    mass, _, _ = integrate(lambda z: _log_density("log_q", log_q, z).exp())
     if not abs(mass - 1) < 1e-6:
         raise ValueError(
             f"log_q: expected a density of mass 1 between {lower:g} and {upper:g}, found "
             f"{mass:.6g}; if q is a density, give a range that fits it"
         )
-    return Integral(*integrate(lambda z: _contribution(log_q, log_p, z)))
+    value, error, complaint = integrate(lambda z: _contribution(log_q, log_p, z))
+    # Densities in single precision are rounded more than the quadrature likes.
+    rounded = "oundoff" in complaint and error < 1e-6 * max(1, abs(value))
+    if complaint and value < math.inf and not rounded:
+        raise ValueError(
+            f"log_q and log_p: expected a divergence that quadrature finds, got {value:.6g}, of "
+            f"which scipy says: {complaint.split('.')[0]}. Is it infinite, as where the tails of q "
+            "are heavier than those of p?"
+        )
+    return Integral(value, error)
 
 
 @numeric
@@ -142,18 +154,25 @@ def kl_monte_carlo(log_q: LogDensity, log_p: LogDensity, z: Float[Tensor, "n ...
     """KL(q || p), in nats, as an average over draws from q, with its standard error.
 
     Equation ``eq-kl-monte-carlo`` (chapter 2). It works in any dimension. Draws from p instead of
-    q would estimate -KL(p || q), another number.
+    q would estimate -KL(p || q), another number. If p rules out a draw, the divergence is infinite,
+    and so is its standard error.
 
     Args:
         log_q, log_p: log densities, functions of z that return one number a draw.
         z: n draws from q, shape (n, ...), n at least 2.
 
     Raises:
-        ValueError: there are fewer than two draws, or a log density does not give one number for
-            each.
+        ValueError: there are fewer than two draws, q rules out one of them, or a log density does
+            not give one number for each.
     """
     enough_draws(z=z)
-    return average(_log_density("log_q", log_q, z) - _log_density("log_p", log_p, z))
+    log_density = _log_density("log_q", log_q, z)
+    if bool((log_density == -math.inf).any()):
+        raise ValueError("z: expected draws from q, got one that q rules out")
+    log_ratio = log_density - _log_density("log_p", log_p, z)
+    value = log_ratio.mean()
+    # The deviation of infinite numbers has no value.
+    return Estimate(value, value) if value == math.inf else average(log_ratio)
 
 
 def _contribution(log_q: LogDensity, log_p: LogDensity, z: Tensor) -> Tensor:

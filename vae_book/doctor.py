@@ -108,6 +108,9 @@ def _numpy_seeded(seed: int) -> Iterator[None]:
 
 def _looked(name: str, check: Callable[["Exam"], Finding], exam: "Exam") -> Finding:
     try:
+        if check not in (range_of_data, density) and range_of_data(exam).verdict != "ok":
+            # Codes, noise and gradients of such images may be anything.
+            raise NotChecked("the range of the data has to be right first")
         found = check(exam)
     except NotChecked as reason:
         return Finding(name, "not checked", str(reason))
@@ -144,7 +147,7 @@ def range_of_data(exam: Exam) -> Finding:
 
 
 def heads(exam: Exam) -> Finding:
-    """Whether mean and spread are two outputs."""
+    """Whether mean and spread are two outputs, and may take values of both signs."""
     mu, spread = exam.encoded.mu, exam.encoded.spread
     if mu.shape == spread.shape and torch.equal(mu, spread):
         return _fault(
@@ -152,11 +155,23 @@ def heads(exam: Exam) -> Finding:
             "the spread is the mean, number by number",
             "give the encoder a layer for each of the two, or twice as many outputs to split",
         )
+    if exam.encoded.kind == "scale_tril":
+        spread = DEVIATIONS["scale_tril"](spread)  # above the diagonal a factor is 0
+    for name, values in {"mean": mu, "spread": spread}.items():
+        zeros = (values == 0).double().mean().item()
+        # All are 0 if a layer starts with weights of 0.
+        if bool((values >= 0).all()) and 0.01 < zeros < 1:
+            return _fault(
+                "clipped-head",
+                f"the {name} is never negative, and exactly 0 in {zeros:.0%} of its numbers",
+                "leave out the ReLU behind this layer: means and log-variances may be negative; "
+                "softplus or exp makes a deviation positive",
+            )
     return _ok("mean and spread are two outputs")
 
 
 def noise(exam: Exam) -> Finding:
-    """Whether z = mu + sigma * eps with eps standard normal."""
+    """Whether z = mu + sigma * eps with eps standard normal, and drawn anew for each number."""
     seen = exam.seen
     if seen.drawn and _constant(seen) and exam.training:
         return _fault(
@@ -165,9 +180,15 @@ def noise(exam: Exam) -> Finding:
             "draw z = mu + std * torch.randn_like(std)",
         )
     kind, _ = _draws(exam)
-    z = torch.cat(list(seen.z)).detach()
-    q_z = seen.encoded.normal(kind)
-    eps = ((z - q_z.mean) / q_z.stddev).detach().cpu().flatten().double()
+    eps = _noise_in(seen, kind)
+    for axis, name in {1: "images", 2: "units of z"}.items():
+        if eps.shape[axis] > 1 and _alike(eps, eps.narrow(axis, 0, 1).expand_as(eps)):
+            return _fault("one-noise", f"all {name} get the same noise",
+                          "draw it with torch.randn_like(mu), one number for each")  # fmt: skip
+    if _drawn_again(exam, kind, eps):
+        return _fault("same-noise", "the loss draws the same noise each time",
+                      "draw it in each call, and set no seed in the model")  # fmt: skip
+    eps = eps.flatten()
     if _far_from_normal(eps) > 3:  # by chance once in 30 million
         words = f"the noise in z has mean {eps.mean():.2f} and deviation {eps.std():.2f}"
         kurtosis = ((eps - eps.mean()) / eps.std()).pow(4).mean()
@@ -181,6 +202,26 @@ def noise(exam: Exam) -> Finding:
             "draw it with torch.randn_like, not with rand",
         )
     return _ok(f"the noise in {len(eps)} draws is standard normal")
+
+
+def _noise_in(seen: Pass, kind: str) -> Tensor:
+    """The noise in z, shape (draws, n, units)."""
+    q_z = seen.encoded.normal(kind)
+    eps = (torch.cat(list(seen.z)) - q_z.mean) / q_z.stddev
+    return eps.detach().cpu().double().flatten(2)
+
+
+def _alike(eps: Tensor, other: Tensor) -> bool:
+    """Whether noise is the same, but for the rounding of z."""
+    return eps.shape == other.shape and bool((eps - other).abs().max() < 1e-4)
+
+
+def _drawn_again(exam: Exam, kind: str, eps: Tensor) -> bool:
+    """Whether the loss has the same noise in evaluation mode as in training mode."""
+    try:
+        return _alike(eps, _noise_in(exam.measured, kind))
+    except NotChecked:
+        return False
 
 
 def _far_from_normal(eps: Tensor) -> float:
@@ -291,14 +332,19 @@ def weights(exam: Exam) -> Finding:
     if not _spread_out(share):
         return _ok(f"{len(share)} draws of z for each image, averaged")
     if torch.allclose(share, soft, atol=1e-3):
-        return _ok(f"{len(share)} draws of z for each image, by the log of their average")
+        return _sum_for_average(exam, log_w) or _ok(
+            f"{len(share)} draws of z for each image, by the log of their average"
+        )
     for many in range(2, len(share)):
         if len(share) % many == 0:
             for axis in (0, 1):  # whether the draws of a group stand apart or together
-                grouped = log_w.unflatten(0, (many, -1)).softmax(axis).flatten(0, 1)
+                groups = log_w.unflatten(0, (many, -1)).movedim(axis, 0)
+                grouped = groups.softmax(0).movedim(0, axis).flatten(0, 1)
                 if torch.allclose(share, grouped / grouped.sum(0), atol=1e-3):
-                    return _ok(f"{len(share)} draws of z for each image in groups, by the average "
-                               "of the logs of their averages")  # fmt: skip
+                    return _sum_for_average(exam, groups) or _ok(
+                        f"{len(share)} draws of z for each image in groups, by the average of the "
+                        "logs of their averages"
+                    )
     for sign, best in ((1, "best"), (-1, "worst")):
         tilted = (sign * log_w).softmax(0)
         mean = (tilted * log_w).sum(0)
@@ -311,6 +357,24 @@ def weights(exam: Exam) -> Finding:
             )
     return _fault("draw-weights", "draws of z enter the loss with weights of no known bound",
                   "average the log-likelihoods, or take logsumexp(log_w, 0) - log(K)")  # fmt: skip
+
+
+def _sum_for_average(exam: Exam, log_w: Tensor) -> Finding | None:
+    """The finding for a loss that is the log of the sum of weights over the first axis."""
+    squared = exam.family in ("gaussian", "laplace") and isinstance(exam.decoded, Tensor)
+    if not exam.term.exact or squared:  # without its constants
+        return None
+    claimed = -exam.seen.loss.item() / exam.term.weights.sum().item()
+    draws, off = len(log_w), claimed - _log_mean(log_w).mean().item()
+    # A softmax of the weights, held fixed, times their logs has the same gradient. It is lower than
+    # the sum by the entropy of the softmax.
+    entropy = log_w.logsumexp(0).mean() - (log_w.softmax(0) * log_w).sum(0).mean()
+    about = 0.01 + 1e-4 * abs(claimed)
+    if abs(off - math.log(draws)) > about or min(math.log(draws), entropy.item()) < 2 * about:
+        return None
+    return _fault("sum-inside-the-logarithm",
+                  f"the logarithm is taken of the sum of {draws} weights, not of their average",
+                  f"subtract log({draws})", off)  # fmt: skip
 
 
 def scale(exam: Exam) -> Finding:
@@ -444,7 +508,8 @@ def kl_value(exam: Exam) -> Finding:
         > 5 * abs(kl.weight) * error * math.sqrt(draws) + (1e-3 + kl.error) * abs(rest) + 0.01
     ):
         return _fault("kl-value", f"the loss is off by a constant: {words}",
-                      "look for constants such as the -1 in the KL", off)  # fmt: skip
+                      "look for constants such as the -1 in the KL, or for a penalty on the "
+                      "weights, which is no fault: give a loss without it", off)  # fmt: skip
     return _ok(words)
 
 
@@ -480,9 +545,15 @@ def collapse(exam: Exam) -> Finding:
         return _ok(f"{words} nats an image")
     if exam.own_likelihood:
         raise NotChecked(f"{words}: collapsed, or not trained yet")
-    mean = exam.p_x(exam.decoded, exam.family).mean.reshape(exam.n, -1)
-    flat = exam.images.reshape(exam.n, -1)
-    if (mean - flat).square().mean() > 1.5 * flat.var(0).mean():
+    # An untrained decoder draws about one gray everywhere. So what is drawn has to be nearer to the
+    # images than the best gray is, by half of what their average is nearer. The average of few
+    # images is nearer by chance as well.
+    x = exam.images.reshape(exam.n, -1)
+    drawn = exam.p_x(exam.decoded, exam.family).mean.reshape(exam.n, -1)
+    by_gray, by_average = (x - x.mean()).square().mean(), x.var(0).mean()
+    if by_gray - by_average < 2 * by_average / exam.n:
+        raise NotChecked(f"{words}: collapsed or not trained yet, which these images cannot tell")
+    if (x - drawn).square().mean() > (by_gray + by_average) / 2:
         raise NotChecked(f"{words}: the model seems not to be trained yet")
     return _fault(
         "collapse",
@@ -506,12 +577,40 @@ def modes(exam: Exam) -> Finding:
     if (half - exam.encoded.mu[: exam.n // 2]).abs().max() > 1e-2 * size:
         return _fault("batch-in-evaluation", "an image's encoding depends on the others beside it",
                       "measure in evaluation mode; look for an average over the batch")  # fmt: skip
+    if found := _decoded_apart(exam):
+        return found
     with mode(exam.modules, training=True), torch.no_grad():
         apart = exam.encoding(x, *told).normal(exam.kind)
     off = kl_divergence(apart, exam.q_z).reshape(exam.n, -1).sum(1).mean().item()
     if off > 0.01:
         return _ok("training mode gives another q(z | x)", off, "measure in evaluation mode only")
     return _ok("an image is encoded alike in both modes, alone or beside others")
+
+
+def _decoded_apart(exam: Exam) -> Finding | None:
+    """The finding for a decoder that decodes a code in two ways in evaluation mode."""
+    half = exam.n // 2
+    beside = torch.arange(exam.n, device=exam.images.device) % half  # the first half, twice
+
+    def score(decoded: Any) -> Tensor:
+        return exam.score(decoded, exam.family)[:, :half]
+
+    with exam.evaluating():
+        first = score(exam.decoded)
+        again, others = (
+            score(exam.meant(called("decode", exam.decode, z, *told)))
+            for z, *told in [(exam.q_z.mean, *exam.told),
+                             (each[beside] for each in (exam.q_z.mean, *exam.told))]
+        )  # fmt: skip
+    size = first.abs().max().clamp(min=1e-6)
+    if (again - first).abs().max() > 1e-4 * size:
+        return _fault("noise-in-evaluation", "two decodings of a code differ in evaluation mode",
+                      "give F.dropout training=self.training, or use nn.Dropout; let decode return "
+                      "what p(x | z) is, and no draw of it")  # fmt: skip
+    if (others - first).abs().max() > 1e-4 * size:
+        return _fault("batch-in-evaluation", "what a code decodes to depends on those beside it",
+                      "look for an average over the batch in the decoder")  # fmt: skip
+    return None
 
 
 def measuring(exam: Exam) -> Finding:
@@ -529,9 +628,9 @@ def measuring(exam: Exam) -> Finding:
 
 def samples(exam: Exam) -> Finding:
     """Whether what is encoded lies where the prior draws from."""
+    apart = exam.p_z.batch_shape + exam.p_z.event_shape == exam.encoded.mu.shape  # one for each
     with exam.evaluating():
-        z = exam.p_z.sample() if exam.p_z.batch_shape[:1] == (exam.n,) else exam.p_z.sample(
-            (exam.n,))  # fmt: skip
+        z = exam.p_z.sample(() if apart else (exam.n,))
         made = exam.meant(called("decode", exam.decode, z, *exam.told))
         score = exam.score(made, exam.family)
     if bool(score.isnan().any()):
@@ -545,11 +644,23 @@ def samples(exam: Exam) -> Finding:
     if off > 1 + mu.shape[1] and exam.loss is not None and scale(exam).verdict == "ok":
         return _ok("the codes of the images lie elsewhere than draws of the prior", off,
                    "both terms have their weights: train longer")  # fmt: skip
+    if off > 1 + mu.shape[1] and exam.loss is None and _barely_trained(exam):
+        raise NotChecked("what is decoded is no nearer to the images than their average: the model "
+                         "seems not to be trained yet")  # fmt: skip
     if off > 1 + mu.shape[1]:
         return _fault("prior-missed", "the codes of the images lie elsewhere than draws of the "
                       "prior, which decode to nothing that was trained",
                       "give the KL its full weight, or train longer", off)  # fmt: skip
     return _ok("the codes of the images lie where the prior draws from", off)
+
+
+def _barely_trained(exam: Exam) -> bool:
+    """Whether the decoder has learned no more than one average image; codes are anywhere then."""
+    if exam.own_likelihood:
+        return False
+    x = exam.images.reshape(exam.n, -1)
+    drawn = exam.p_x(exam.decoded, exam.family).mean.reshape(exam.n, -1)
+    return bool((x - drawn).square().mean() > x.var(0).mean())
 
 
 def density(exam: Exam) -> Finding:

@@ -457,6 +457,11 @@ class Exam:
         seen = self.seen
         if not seen.loss.requires_grad:
             raise NotChecked("the loss has no gradient; is it computed inside torch.no_grad()?")
+        if not _outputs(seen):
+            raise NotChecked(
+                "the decoder is computed without gradients, so that it learns nothing: leave out "
+                "torch.no_grad() and detach() around it"
+            )
         if all(not each.any() for each in gradients(seen.loss, _outputs(seen))):
             raise NotChecked("no gradient of the loss reaches what the decoder returned")
         return likelihood_term(seen, self.score, self.families)
@@ -511,7 +516,8 @@ class Exam:
         if not self.term.misfit < FITS:
             raise NotChecked(
                 "what reaches the decoder's output is the gradient of none of the likelihoods "
-                f"({', '.join(self.families)}); give likelihood=f(images, decoded)"
+                f"({', '.join(self.families)}); give likelihood=f(images, decoded). Does the loss "
+                "change the images (binarize, add noise, flip)? Change them before and give those"
             )
         return self.term
 

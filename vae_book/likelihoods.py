@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vae_book.checks import as_floats, is_trusted, numeric, real_number, whole_number
+from vae_book.device import check_generator
 
 PIXEL_AXES = (-3, -2, -1)
 LOG_2PI = math.log(2 * math.pi)
@@ -51,7 +52,8 @@ class Likelihood(ABC):
             The shape of params without its last three axes.
 
         Raises:
-            ValueError: x lies outside the support, or the shapes do not match.
+            ValueError: x lies outside the support, the shapes do not match, or `pixel_log_prob` does
+                not give one number for each pixel.
         """
         if not is_trusted():
             self.check_support(x)
@@ -60,7 +62,14 @@ class Likelihood(ABC):
 
     def image_log_prob(self, x: Tensor, params: Tensor) -> Tensor:
         """The sum of `pixel_log_prob` over each image, for which there may be a shorter way."""
-        return self.pixel_log_prob(x, params).sum(PIXEL_AXES)
+        each = self.pixel_log_prob(x, params)
+        expected = (*params.shape[:-3], *x.shape[-3:])
+        if each.shape != expected:  # numbers that broadcast would count some pixels twice
+            raise ValueError(
+                f"pixel_log_prob: expected a number for each pixel, shape {expected}, got "
+                f"{tuple(each.shape)}"
+            )
+        return each.sum(PIXEL_AXES)
 
     @abstractmethod
     def pixel_log_prob(self, x: Tensor, params: Tensor) -> Tensor:
@@ -260,7 +269,9 @@ class Gaussian(nn.Module, Likelihood):
         log_unit = 2 * math.log(self.sigma)
         if self.variance == "fixed":
             return params.new_full((), log_unit)  # new_tensor would wait for the device
-        raw = self.shared if self.variance == "shared" else _halves(params)[1]
+        # A model in half precision holds the shared one in that, too.
+        shared = self.variance == "shared"
+        raw = self.shared.to(params.dtype) if shared else _halves(params)[1]
         if self.min_sigma == 0:
             return log_unit + raw
         # Variances of independent noise add up; this is the logarithm of their sum.
@@ -275,6 +286,7 @@ class Gaussian(nn.Module, Likelihood):
     @numeric
     def sample(self, params: Params, generator: torch.Generator | None = None) -> Params:
         """A normal draw for each pixel; it may leave [0, 1]. The noise is drawn on the CPU."""
+        check_generator(generator)
         mean = self.mean(params)
         eps = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device="cpu")
         return mean + torch.exp(0.5 * self.log_var(params)) * eps.to(mean.device)
@@ -406,12 +418,16 @@ class _SummedCrossEntropy(_CrossEntropy):
         factors = logits.abs().neg_().exp_().add_(1)
         factors = factors.unflatten(-1, (math.gcd(logits.shape[-1], 8), -1)).prod(-2)
         finite = logits.clamp(-largest, largest)  # 0 times infinity is 0 here
+        # Terms of relu(l) are at least those of x l. Added in the same order, so are their sums,
+        # however they are rounded; kernels that order a product by its place in memory are rare.
         if x.shape[:-1] == (1,):
             with torch.autocast(logits.device.type, enabled=False):
                 scores = finite @ x[0]
+                excess = (finite.relu_() @ torch.ones_like(x[0]) - scores).clamp_(min=0)
         else:
             scores = (finite * x).sum(-1)
-        total = factors.log_().sum(-1) - scores + finite.relu_().sum(-1)
+            excess = finite.relu_().sum(-1) - scores
+        total = factors.log_().sum(-1) + excess
         # Two sums may overflow where the pixels' terms cancel; training has diverged by then, and
         # does not wait for a GPU to look.
         if not is_trusted() and bool(total.isnan().any()):
@@ -428,6 +444,7 @@ class _SummedCrossEntropy(_CrossEntropy):
 
 
 def _uniform(params: Tensor, generator: torch.Generator | None) -> Tensor:
+    check_generator(generator)
     uniform = torch.rand(params.shape, generator=generator, dtype=params.dtype, device="cpu")
     return uniform.to(params.device)
 

@@ -79,7 +79,8 @@ class LinearGaussian:
         """log p(x | z); the leading axes of x and z broadcast."""
         x, z = self._observed(x), self._latent("z", z)
         squares = ((x - z @ self.W.T - self.b) / self.sigma).square().sum(-1)
-        return -0.5 * (squares + self.W.shape[0] * torch.log(2 * math.pi * self.sigma.square()))
+        log_var = 2 * self.sigma.log()  # sigma squared may be too small for a float
+        return -0.5 * (squares + self.W.shape[0] * (math.log(2 * math.pi) + log_var))
 
     @numeric
     def log_evidence(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:

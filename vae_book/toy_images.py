@@ -37,9 +37,9 @@ def draw_shapes(n: int, seed: int = 0, side: int = 16) -> Images:
     """
     n, side = whole_number("n", n), whole_number("side", side)
     generator = seeded(seed)
-    across, down, size, hue, paper = torch.rand(5, n, 1, 1, generator=generator)
-    labels = torch.arange(n) % len(SHAPES)
-    grid = (torch.arange(side) + 0.5) / side
+    across, down, size, hue, paper = torch.rand(5, n, 1, 1, generator=generator, device="cpu")
+    labels = torch.arange(n, device="cpu") % len(SHAPES)
+    grid = (torch.arange(side, device="cpu") + 0.5) / side
     x = (grid - (0.3 + 0.4 * across)).abs()
     y = (grid[:, None] - (0.3 + 0.4 * down)).abs()
     distance = torch.where(labels[:, None, None] == 0, torch.hypot(x, y), torch.maximum(x, y))
@@ -78,5 +78,5 @@ def write_pictures(data: Images, folder: Path | str) -> None:
 
 def _color(hue: Float[Tensor, "n 1 1"]) -> Float[Tensor, "n 3 1 1"]:
     """The colors of the rainbow and back, none of them black or white."""
-    turn = (6 * hue[:, None] + torch.tensor([0.0, 4.0, 2.0]).reshape(1, 3, 1, 1)) % 6
+    turn = (6 * hue[:, None] + hue.new_tensor([0.0, 4.0, 2.0]).reshape(1, 3, 1, 1)) % 6
     return 0.15 + 0.7 * ((turn - 3).abs() - 1).clamp(0, 1)

@@ -244,3 +244,14 @@ def test_numbers_are_positive(name):
         annealed_log_likelihood(model, data, **{name: 0})
     with refused(wanted):
         both_sides(model, 2, **{name: 0})
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize(
+    "betas", [[1.0, 0.0], [0.0, 0.5], [0.0, 0.7, 0.3, 1.0], [0.0, float("nan"), 1.0], [0.0], []]
+)
+def test_inverse_temperatures_rise_from_0_to_1(betas):
+    """Others would give a bound on something else than log p(x)."""
+    about, steps = Tempered(linear_vae(EXACT), X.expand(3, 1, 1, 3)), torch.ones(1, 3).double()
+    with refused("betas: expected numbers that rise from 0 to 1"):
+        anneal(about, betas, steps)

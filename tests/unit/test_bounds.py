@@ -671,3 +671,16 @@ def test_the_weighted_bound_needs_a_draw():
         with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
             importance_weighted_bound(torch.zeros(shape))
     assert importance_weighted_bound(torch.tensor([0.0, math.nan])).isnan()
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_without_the_axis_of_a_batch_is_refused(channels):
+    """Its channels would be taken for images."""
+    model, x = VAE(2, 8, (channels, 4, 4)), torch.rand(channels, 4, 4)
+    for bound in (
+        lambda: elbo(model, x),
+        lambda: log_weights(model, x, torch.zeros(5, channels, 2)),
+    ):
+        with pytest.raises(ValueError, match=r"^x: expected a batch of images, with 4 axes"):
+            bound()

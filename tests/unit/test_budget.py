@@ -284,6 +284,16 @@ def test_images_that_z_does_not_tell_apart_give_no_information_and_others_their_
         torch.testing.assert_close(found, torch.full_like(found, math.log(7)))
 
 
+@pytest.mark.parametrize("log_var", [-150.0, 150.0])
+def test_information_needs_no_inverse_variance_that_a_float_holds(log_var):
+    scale = math.exp(log_var / 2)
+    mu = scale * normals(9, 2)
+    q_z = DiagonalGaussian(mu, torch.full_like(mu, log_var))
+    plain = DiagonalGaussian(mu / scale, torch.zeros_like(mu))
+    found, wanted = (information(each, generator=seeded(1))[0] for each in (q_z, plain))
+    torch.testing.assert_close(found.to(wanted), wanted, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("rows", [1, 1000])
 def test_given_y_images_are_told_apart_from_those_of_the_same_y_alone(monkeypatch, rows):
     monkeypatch.setattr(budget, "TABLE", rows)

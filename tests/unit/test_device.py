@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from tests.numbers import refused
+from vae_book.bounds import elbo
 from vae_book.device import best_device, describe, processor, seeded, standard_normal
+from vae_book.distributions import DiagonalGaussian, Mixture
+from vae_book.images import binarize
+from vae_book.likelihoods import Bernoulli, Gaussian
+from vae_book.models import VAE
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -134,6 +139,23 @@ def test_standard_normal_is_torchs_own():
     with torch.random.fork_rng():
         torch.manual_seed(1)
         assert torch.equal(standard_normal((3, 4)), expected)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("generator", [0, True, "cpu", torch.Generator])
+def test_a_seed_in_the_place_of_a_generator_is_refused(generator):
+    gray = torch.rand(2, 1, 4, 4)
+    prior = DiagonalGaussian(torch.zeros(3, 2), torch.zeros(3, 2))
+    for draw in (
+        lambda: standard_normal((2,), generator),
+        lambda: binarize(gray, generator),
+        lambda: VAE(2, 8, (1, 4, 4)).sample(3, generator),
+        lambda: elbo(VAE(2, 8, (1, 4, 4)), gray, generator=generator),
+        lambda: Mixture(prior).sample((2,), generator),
+        *(lambda p_x=p_x: p_x.sample(gray, generator) for p_x in (Bernoulli(), Gaussian(0.1))),
+    ):
+        with refused("generator: expected a torch.Generator of the CPU or None, got"):
+            draw()
 
 
 def test_standard_normal_goes_where_it_is_wanted():

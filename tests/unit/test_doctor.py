@@ -428,6 +428,7 @@ def test_how_far_off_a_weight_is_is_told_in_nats(script, x):
 
 def test_a_constant_that_is_missing_is_told_in_nats(script, x):
     report = diagnose(script.encode, script.decode, x, loss=WRONG["kl-value"])
+    assert "a penalty on the weights, which is no fault" in report["KL against draws"].advice
     assert report["KL against draws"].nats == pytest.approx(0.5 * UNITS, abs=0.3)
 
 
@@ -513,6 +514,20 @@ def normalized_by_the_batch(self, x):
     return self.fc21(h), self.fc22(h)
 
 
+def reparameterized(noise):
+    """A method that draws z with other noise."""
+
+    def reparameterize(self, mu, log_var):
+        return mu + (0.5 * log_var).exp() * noise(mu)
+
+    return {"reparameterize": reparameterize}
+
+
+def seeded(mu):
+    torch.manual_seed(42)
+    return torch.randn_like(mu)
+
+
 METHODS = {
     "uniform-noise": {
         "reparameterize": lambda self, mu, log_var: mu + (0.5 * log_var).exp() * torch.rand_like(mu)
@@ -524,7 +539,10 @@ METHODS = {
     "no-reparameterization": {
         "reparameterize": lambda self, mu, log_var: Normal(mu, (0.5 * log_var).exp()).sample()
     },
+    "one-noise": reparameterized(lambda mu: torch.randn(UNITS)),
+    "same-noise": reparameterized(seeded),
     "one-head": {"encode": two_heads_in_one},
+    "clipped-head": {"encode": lambda self, x: tuple(map(F.relu, Script.encode(self, x)))},
     "noise-in-evaluation": {"encode": with_dropout},
     "batch-in-evaluation": {"encode": normalized_by_the_batch},
     "sigmoid-twice": {
@@ -536,6 +554,81 @@ METHODS = {
 @pytest.mark.parametrize("name", METHODS)
 def test_a_mistake_in_a_method_is_found_by_its_name(name, script, x):
     assert faults(broken(script, **METHODS[name]), x) == (name,)
+
+
+def test_one_noise_for_all_units_is_found_and_one_unit_alone_has_no_other(script, x):
+    shared = reparameterized(lambda mu: torch.randn(len(mu), 1))
+    report = diagnose((model := broken(script, **shared)).encode, model.decode, x, loss=model.loss)
+    assert report.faults == ("one-noise",), str(report)
+    assert report["noise"].found == "all units of z get the same noise"
+
+    class OneUnit(Script):
+        def __init__(self):
+            super().__init__()
+            self.fc21, self.fc22, self.fc3 = nn.Linear(64, 1), nn.Linear(64, 1), nn.Linear(1, 64)
+
+    torch.manual_seed(0)
+    assert faults(OneUnit(), x) == ()
+
+
+def test_noise_drawn_once_for_all_is_found_and_a_seed_for_measuring_is_no_fault(script, x):
+    eps = torch.randn(len(x), UNITS, generator=torch.Generator().manual_seed(0))
+    assert faults(broken(script, **reparameterized(lambda mu: eps)), x) == ("same-noise",)
+
+    def reparameterize(self, mu, log_var):
+        return mu + (0.5 * log_var).exp() * (torch.randn_like if self.training else seeded)(mu)
+
+    assert faults(broken(script, reparameterize=reparameterize), x) == ()
+
+
+@pytest.mark.parametrize("clip", [F.relu, lambda log_var: log_var.clamp(min=0)])
+def test_a_log_variance_that_is_never_negative_is_found(clip, digits, x):
+    class Clipped(Script):
+        def encode(self, x):
+            mu, log_var = super().encode(x)
+            return mu, clip(log_var)
+
+    torch.manual_seed(0)
+    report = diagnose((model := Clipped()).encode, model.decode, x, loss=model.loss)
+    assert report.faults == ("clipped-head",), str(report)
+    assert "the spread is never negative" in report["two outputs of the encoder"].found
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda self, x: (Script.encode(self, x)[0], Script.encode(self, x)[1].clamp(-3, 1)),
+        lambda self, x: (Script.encode(self, x)[0], self.fc22(torch.zeros(len(x), 64)) * 0),
+    ],
+)
+def test_a_log_variance_within_limits_or_always_zero_is_no_clipped_head(encode, script, x):
+    model = broken(script, encode=encode)
+    report = diagnose(model.encode, model.decode, x)
+    assert report["two outputs of the encoder"].verdict == "ok", str(report)
+
+
+DECODERS = {
+    "noise-in-evaluation": lambda self, z: Script.decode(self, F.dropout(z, 0.5)),
+    "batch-in-evaluation": lambda self, z: Script.decode(self, (z - z.mean(0)) / z.std(0)),
+    "": lambda self, z: Script.decode(self, F.dropout(z, 0.5, training=self.training)),
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("packed", [lambda made: made, lambda made: Bernoulli(made)])
+def test_a_decoder_decodes_a_code_in_one_way_in_evaluation_mode(name, packed, script, x):
+    model = broken(script, decode=lambda self, z: packed(DECODERS[name](self, z)))
+    report = diagnose(model.encode, model.decode, x.round(), likelihood=None)
+    assert report.faults == tuple(name.split()), str(report)
+    assert report["training and evaluation mode"].verdict == ("fault" if name else "ok")
+
+
+def test_labels_stay_with_their_codes_where_those_beside_a_code_are_changed(digits, x):
+    torch.manual_seed(0)
+    model, labels = Conditional(), F.one_hot(digits[1][2000:2063]).float()
+    report = diagnose(model.encode, model.decode, x[:63], loss=model.loss, labels=labels)
+    assert report["training and evaluation mode"].verdict == "ok", str(report)
+    assert diagnose(model.encode, model.decode, x[:2], labels=labels[:2]).healthy
 
 
 def test_draws_that_are_the_mean_because_of_a_flag_are_not_called_a_fault(script, x):
@@ -556,7 +649,8 @@ def several(model, x, draws):
 
 MANY_DRAWS = {
     "": lambda self, x: -several(self, x, 4).mean(),
-    " ": lambda self, x: -several(self, x, 4).logsumexp(0).mean(),
+    " ": lambda self, x: (math.log(4) - several(self, x, 4).logsumexp(0)).mean(),
+    "sum-inside-the-logarithm": lambda self, x: -several(self, x, 4).logsumexp(0).mean(),
     "softmax-over-losses": lambda self, x: (
         -((log_w := several(self, x, 4)) * log_w.softmax(0)).sum()
     ),
@@ -601,7 +695,30 @@ def test_gray_levels_are_a_fault_only_under_a_likelihood_of_binary_pixels(script
 def test_pixels_out_of_range_are_found(script, x, change):
     images = change(x)
     report = diagnose(script.encode, script.decode, images, likelihood="cross-entropy")
-    assert "range" in report.faults
+    assert report.faults == ("range",)
+
+
+@pytest.mark.parametrize("change", [lambda x: x * 255, lambda x: x.where(x < 0.9, math.nan)])
+def test_by_pixels_out_of_range_nothing_else_is_judged(change, script, x):
+    model = broken(
+        script,
+        decode=lambda self, z: self.fc4(F.relu(self.fc3(z))),
+        bce=lambda self, made, x: F.binary_cross_entropy_with_logits(made, x, reduction="sum"),
+    )
+    prior = Normal(torch.zeros(UNITS), torch.ones(UNITS))
+    assert diagnose(model.encode, model.decode, x, loss=model.loss, prior=prior).healthy
+    report = diagnose(model.encode, model.decode, change(x), loss=model.loss, prior=prior)
+    assert report.faults == ("range",), str(report)
+    others = {each.check for each in report.findings[1:]}
+    assert unchecked(report) == others - {"density of the prior"}, "which looks at no image"
+    assert report["collapse"].found == "the range of the data has to be right first"
+
+
+def test_a_loss_that_changes_the_images_is_told_to_change_them_before(script, x):
+    model = broken(script, loss=lambda self, x: Script.loss(self, torch.bernoulli(x)))
+    report = diagnose(model.encode, model.decode, x, loss=model.loss)
+    assert "Does the loss change the images" in report["KL against draws"].found
+    assert diagnose(script.encode, script.decode, torch.bernoulli(x), loss=script.loss).healthy
 
 
 def test_a_claim_above_the_evidence_is_found(script, x):
@@ -823,7 +940,8 @@ ORDERS = {
 }
 AVERAGES = {
     "": lambda log_w: log_w.mean(),
-    " ": lambda log_w: log_w.logsumexp(0).mean(),
+    " ": lambda log_w: log_w.logsumexp(0).mean() - math.log(4),
+    "sum-inside-the-logarithm": lambda log_w: log_w.logsumexp(0).sum(),
     "average-inside-the-logarithm": lambda log_w: log_w.flatten().logsumexp(0),
 }
 
@@ -874,11 +992,32 @@ def test_several_draws_of_wrapped_functions_are_found_again(script, x):
 
 def test_a_bound_by_groups_of_draws_is_no_fault(script, x):
     def loss(x):
-        return -several(script, x, 6).unflatten(0, (2, 3)).logsumexp(1).mean()
+        return (math.log(3) - several(script, x, 6).unflatten(0, (2, 3)).logsumexp(1)).mean()
 
     report = diagnose(script.encode, script.decode, x, loss=loss)
     assert report.healthy, str(report)
     assert "in groups" in report["draws of z in the loss"].found
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_sum_of_weights_in_place_of_their_average_is_told_with_its_nats(axis, script, x):
+    def loss(x):
+        return -several(script, x, 10).unflatten(0, (2, 5)).logsumexp(axis).mean()
+
+    report = diagnose(script.encode, script.decode, x, loss=loss)
+    assert "sum-inside-the-logarithm" in report.faults, str(report)
+    finding = report["draws of z in the loss"]
+    assert finding.nats == pytest.approx(math.log((2, 5)[axis]), abs=0.02)
+    assert finding.advice == f"subtract log({(2, 5)[axis]})"
+
+
+def test_weights_held_fixed_have_the_gradient_of_the_bound_and_not_its_value(script, x):
+    def loss(x):
+        log_w = several(script, x, 4)
+        return -(log_w.softmax(0).detach() * log_w).sum(0).mean()
+
+    report = diagnose(script.encode, script.decode, x, loss=loss)
+    assert report["draws of z in the loss"].verdict == "ok", str(report)
 
 
 def test_the_modules_that_functions_speak_of_are_found(script):
@@ -1186,6 +1325,17 @@ def test_codes_far_from_the_prior_are_told_so_without_the_loss(digits, x):
     assert diagnose(model.encode, model.decode, x).faults == ("prior-missed",)
 
 
+@pytest.mark.parametrize("steps", [15, 30])
+def test_codes_of_a_model_that_has_hardly_been_trained_are_not_judged(steps, digits, x):
+    torch.manual_seed(0)
+    model = Script()
+    train(model, lambda batch: model.loss(batch) / 64, digits[0], steps=steps)
+    report = diagnose(model.encode, model.decode, x)
+    assert report.healthy, str(report)
+    if steps == 15:
+        assert report["samples of the prior"].found.endswith("seems not to be trained yet")
+
+
 def test_the_distance_of_all_codes_together_from_the_prior_is_told(script, x):
     mu = torch.tensor([1.5, -1.5]).repeat(32)[:, None].expand(-1, UNITS)
 
@@ -1319,6 +1469,21 @@ def test_an_untrained_model_is_neither_healthy_nor_collapsed_in_the_eyes_of_the_
     assert report.healthy, str(report)
     assert report["collapse"].verdict == "not checked"
     assert report["scale and sign of both terms"].verdict == "ok"
+
+
+def test_an_untrained_model_of_noise_is_not_called_collapsed():
+    """The average of such images is as gray as what untrained weights draw."""
+    noise = (torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.4).float()
+    for seed in range(6):
+        torch.manual_seed(seed)
+        model = VAE(2, 8, (1, 4, 4), likelihoods.Bernoulli())
+        finding = diagnose(model.encode, model.decode, noise)["collapse"]
+        assert finding.verdict == ("not checked" if finding.found.startswith("0 of") else "ok")
+
+
+def test_as_many_images_as_units_are_not_taken_for_priors_of_each(script, x):
+    report = diagnose(script.encode, script.decode, x[:UNITS])
+    assert report["samples of the prior"].verdict == "ok"
 
 
 def test_a_likelihood_and_a_prior_of_the_readers_own_are_taken(script, x):
@@ -1528,6 +1693,13 @@ def test_a_loss_that_calls_backward_itself_is_told_not_to(script, x):
         diagnose(model.encode, model.decode, x, loss=step)
 
 
+def without_gradients_of_the_decoder(model, x):
+    mu, log_var = model.encode(x)
+    with torch.no_grad():
+        made = model.decode(model.reparameterize(mu, log_var))
+    return model.bce(made, x) + model.kld(mu, log_var)
+
+
 @pytest.mark.parametrize(
     ("loss", "found"),
     [
@@ -1538,6 +1710,10 @@ def test_a_loss_that_calls_backward_itself_is_told_not_to(script, x):
         (
             lambda model, x: torch.inference_mode()(model.loss)(x),
             "the loss has no gradient; it is computed in torch.inference_mode",
+        ),
+        (
+            lambda model, x: without_gradients_of_the_decoder(model, x),
+            "the decoder is computed without gradients",
         ),
     ],
 )

@@ -46,6 +46,7 @@ def handed_on(tmp_path, **environment):
         ("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1"),  # pytest does not know -n
         ("JUPYTER_PATH", "/opt/jupyter"),  # python3 is the kernel of another Python
         ("MATPLOTLIBRC", "/home/me/paper.rc"),  # figures of another size, by LaTeX
+        ("MPLBACKEND", "module://ide"),  # a backend that this Python does not have
         ("MYPYPATH", "/home/me/lib"),  # types of another module of the same name
         ("TQDM_DISABLE", "1"),  # no progress bars, which tests look at
     ],
@@ -69,16 +70,37 @@ def test_a_log_stays_one_that_is_written_at_once(tmp_path):
 # What is installed --------------------------------------------------------------------------------
 
 
-def test_a_clone_that_was_moved_is_set_up_anew(tmp_path):
+def test_a_clone_that_was_moved_or_whose_python_has_gone_is_set_up_anew(tmp_path):
     here, there = tmp_path.resolve() / "a clone", tmp_path / "moved"
-    (here / ".venv").mkdir(parents=True)
+    python = here / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    shutil.copy("/bin/true", python)
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, here)
     (here / ".venv" / ".packages").write_text(f"{here}\n")
     (here / ".venv" / ".ready").touch()
     assert "install" not in run("make", "-n", "book", cwd=here)[1]
+    python.rename(python.with_name("gone"))  # as after an upgrade of the system
+    assert "install.py requirements.lock" in run("make", "-n", "book", cwd=here)[1]
+    python.with_name("gone").rename(python)
     here.rename(there)
     assert "install.py requirements.lock" in run("make", "-n", "book", cwd=there)[1]
+
+
+def test_an_edition_that_there_is_none_of_is_refused():
+    """Else a mistyped one would publish the solutions."""
+    code, said = run("make", "-n", "book", "EDITION=exercise")
+    assert code == 2
+    assert 'EDITION is "exercise"; the only one there is is "exercises"' in said
+    assert "--without-solutions" in run("make", "-n", "book", "EDITION=exercises")[1]
+
+
+def test_tests_find_a_place_for_temporary_files():
+    code, said = run("make", "-n", "test")
+    assert code == 0
+    command = said.split("&&")[0]  # TMPDIR=$(...)
+    code, said = run("sh", "-c", f"{command} && echo $TMPDIR && rmdir $TMPDIR", TMPDIR="/nowhere")
+    assert (code, said[:5]) == (0, "/tmp/")
 
 
 def test_pip_installs_here_whatever_its_settings_say(tmp_path):

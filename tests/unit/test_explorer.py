@@ -1,6 +1,7 @@
 """What an explorer exports is the decoder and the plane; browsers are in tests/site."""
 
 import base64
+import html
 import importlib.util
 import json
 import math
@@ -22,6 +23,7 @@ from torch import nn
 
 from tests.comparison import Printed
 from vae_book import explorer as module
+from vae_book.distributions import DiagonalGaussian
 from vae_book.explorer import explorer, layers, show_explorer
 from vae_book.figures import CLASS_COLORS
 from vae_book.images import Images
@@ -212,9 +214,38 @@ def test_fewer_images_still_are_of_all_classes(model):
 def test_circles_hold_the_shares_of_the_prior_that_they_say(model):
     _, told = content(explorer(model, some(10)))
     for circle, share in zip(told["circles"], (0.5, 0.95), strict=True):
-        assert circle["name"].startswith(f"{100 * share:.0f} %")
+        assert circle["name"].startswith(f"{100 * share:.0f}%")
         # The squared distance from zero is chi-squared with two degrees of freedom.
         assert circle["radius"] == pytest.approx(math.sqrt(chi2(2).ppf(share)), abs=1e-4)
+
+
+class OwnPrior(VAE):
+    """A VAE whose prior lies elsewhere."""
+
+    def prior(self, y=None):
+        return DiagonalGaussian(torch.full((2,), 5.0), torch.zeros(2))
+
+
+def test_no_circle_is_said_to_be_of_a_prior_that_it_is_not_of():
+    model = seeded(lambda: OwnPrior(2, hidden=8))
+    assert content(explorer(model, some(10)))[1]["circles"] == []
+    figure = module._picture(model, module._groups(torch.zeros(1, 2), torch.tensor([0]), 3.0), 3.0)
+    left, _ = figure.axes
+    assert not left.patches
+    assert [text.get_text() for text in left.texts] == ["0"]
+    plt.close(figure)
+
+
+def test_classes_are_called_by_their_names(model):
+    plain, data = some(), some()
+    named = replace(data, classes=tuple(rf"class <{k}> $\x$" for k in range(CLASSES)))
+    name, told = content(explorer(model, named[10:]))  # the first class is not among them
+    # The script makes them HTML.
+    assert [html.unescape(each["name"]) for each in told["classes"]] == list(named.classes[1:])
+    assert not any("<" in each["name"] for each in told["classes"])
+    numbered = replace(data, classes=tuple(map(str, range(CLASSES))))
+    assert explorer(model, numbered) == explorer(model, plain), "as if the classes had no names"
+    assert name != content(explorer(model, plain[10:]))[0]
 
 
 def luminance(color):
@@ -348,6 +379,133 @@ def test_show_wants_a_sentence(displayed, model, sentence):
 def test_other_models_are_refused(other, message):
     with pytest.raises(ValueError, match=message):
         explorer(other(), some())
+
+
+class Louder(VAE):
+    """Its decode does more than its decoder."""
+
+    def decode(self, z, y=None):
+        return self.likelihood.given(3 * self.decoder(z))
+
+
+class Unshaped(VAE):
+    """Its decode, and not its decoder, makes the shape of an image."""
+
+    def __init__(self):
+        super().__init__(2, 8)
+        self.decoder = nn.Linear(2, 784)
+
+    def decode(self, z, y=None):
+        return self.likelihood.given(self.decoder(z).unflatten(-1, (1, 28, 28)))
+
+
+class Wider(VAE):
+    """Its decoder gets more than z."""
+
+    def __init__(self):
+        super().__init__(2, 8)
+        self.decoder[0] = nn.Linear(4, 8)
+
+    def decode(self, z, y=None):
+        return self.likelihood.given(self.decoder(torch.cat([z, z**2], -1)))
+
+
+class Doubled(nn.Sequential):
+    """Its layers stand in it, but it does something else."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def doubled():
+    model = VAE(2, hidden=8)
+    model.decoder = Doubled(*model.decoder)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("other", "found"),
+    [
+        (lambda: Louder(2, hidden=8), r"pixels that are off by up to 0\.\d+"),
+        (doubled, r"pixels that are off by up to 0\.\d+"),
+        (Unshaped, "another shape"),
+        (Wider, "another shape"),
+    ],
+)
+def test_what_the_page_would_show_otherwise_than_the_model_is_refused(other, found):
+    with pytest.raises(ValueError, match=rf"^model: expected a decode\(\) .*, got {found}$"):
+        explorer(seeded(other), some())
+
+
+class OwnEncoder(VAE):
+    """An encoder of another make, and no layer called to_mu."""
+
+    def __init__(self):
+        super().__init__(2, 8)
+        del self.to_mu, self.to_log_var
+        self.encoder = nn.Sequential(nn.Flatten(-3), nn.Linear(784, 4))
+
+    def encode(self, x, y=None):
+        return DiagonalGaussian(*self.encoder(x).chunk(2, -1))
+
+
+class Logarithm(nn.Module):
+    """NaN for what is negative."""
+
+    def forward(self, x):
+        return x.log()
+
+
+@pytest.mark.parametrize("part", ["to_mu", "decoder.0"])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_refused(part, number):
+    model = seeded(lambda: VAE(2, hidden=8))
+    nn.init.constant_(model.get_submodule(part).bias, number)
+    message = f"model: expected finite numbers, got infinity or NaN in its {part}.bias; "
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        explorer(model, some())
+
+
+def test_posterior_means_that_are_not_finite_are_refused():
+    model = seeded(OwnEncoder)
+    model.encoder.append(Logarithm())
+    with pytest.raises(ValueError, match=r"^model: .* infinity or NaN in its posterior means"):
+        explorer(model, some())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("kind", [VAE, ConvVAE])
+def test_weights_of_other_types_are_exported_as_they_are(kind, dtype):
+    model = spread(kind).to(dtype)
+    _, told = content(explorer(model, some(20)))
+    z = np.array([0.5, -1.0])  # exact in each type
+    with torch.no_grad():
+        expected = model.double().decode(torch.from_numpy(z)).mean.numpy()
+    assert computed(told["layers"], z) == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_encoder_of_another_make_is_taken():
+    model, data = seeded(OwnEncoder), some(10)
+    _, told = content(explorer(model, data))
+    with torch.no_grad():
+        mu = model.encode(data.images).mu.numpy()
+    assert np.concatenate([dots(each) for each in told["classes"]]) == pytest.approx(
+        mu, abs=0.00501
+    )
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (some().images, "data: expected an object of vae_book.images.Images, got one of Tensor"),
+        (some()[[]], "data: expected one image or more, got none"),
+    ],
+    ids=["tensor", "empty"],
+)
+def test_what_is_no_set_of_images_is_refused(model, data, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        explorer(model, data)
 
 
 @pytest.mark.parametrize(

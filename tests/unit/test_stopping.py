@@ -62,6 +62,38 @@ def test_chapters_stop_with_one_line_and_their_kernels_end(tmp_path):
             os.kill(int(kernel.name), 0)
 
 
+def test_a_kernel_that_is_just_starting_ends_too(tmp_path):
+    """Its process is not there yet when the others are ended."""
+    starting = tmp_path / "starting"
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import stopping, sys, time\n"
+        "from pathlib import Path\n"
+        "from processes import Kernels\n"
+        "stopping.imported()\n"
+        "class Process:\n"
+        "    ended = False\n"
+        "    def poll(self): return self.ended or None\n"
+        "    def kill(self): self.ended = True\n"
+        "class Client: km = None\n"
+        "def run(path):\n"
+        "    kernels.clients.append(client := Client())\n"
+        "    Path(sys.argv[1]).touch()\n"
+        "    time.sleep(1)\n"
+        "    client.km = type('', (), {})()\n"
+        "    client.km.provisioner = type('', (), {})()\n"
+        "    client.km.provisioner.process = process = Process()\n"
+        "    while not process.ended: time.sleep(0.05)\n"
+        "kernels = Kernels()\n"
+        "try:\n"
+        "    list(kernels.side_by_side(run, [Path()], 1))\n"
+        "except KeyboardInterrupt:\n"
+        "    print('stopped', file=sys.stderr)\n"
+        "    sys.exit(130)\n"
+    )
+    assert interrupted([str(script), str(starting)], starting.exists) == (130, "stopped")
+
+
 @pytest.mark.parametrize("command", [["tools/book.py", "build"], ["-m", "vae_book", "train"]])
 def test_a_program_that_still_imports_stops_with_one_line(command, tmp_path):
     reached = tmp_path / "reached"
