@@ -20,6 +20,7 @@ from vae_book.monte_carlo import Estimate, log_average
 
 NEGLIGIBLE = 40.0  # nats below the highest peak: e^-40 is below the rounding of a double
 
+
 class Posterior(NamedTuple):
     """What Bayes' rule gives for a latent variable with k values.
 

@@ -163,7 +163,7 @@ def heads(exam: Exam) -> Finding:
         if bool((values >= 0).all()) and 0.01 < zeros < 1:
             return _fault(
                 "clipped-head",
-                f"the {name} is never negative, and exactly 0 in {zeros:.0%} of its numbers",
+                f"the {name} is never negative, and exactly 0 in {zeros:.1%} of its numbers",
                 "leave out the ReLU behind this layer: means and log-variances may be negative; "
                 "softplus or exp makes a deviation positive",
             )
@@ -256,6 +256,12 @@ def deviation(exam: Exam) -> Finding:
 def reparameterized(exam: Exam) -> Finding:
     """Whether gradients reach the encoder through z, and are those of mu + sigma * eps."""
     seen = exam.seen
+    if exam.cut_off:
+        return _fault(
+            "decoder-without-gradients",
+            "the decoder is computed without gradients, and learns nothing",
+            "leave out no_grad() and detach() around it",
+        )
     if not seen.drawn:
         raise NotChecked("z was not drawn by the reader's code; give draw=")
     inputs = [seen.encoded.mu, seen.encoded.spread]

@@ -48,6 +48,7 @@ from vae_book.patient import (
     read_encoded,
     read_prior,
     required_arguments,
+    tensors_of,
     watched,
 )
 from vae_book.traces import Trace, goes_around
@@ -451,17 +452,23 @@ class Exam:
         return Pass(encoded, zs, [self.meant(each.result) for each in decodings], loss, drawn,
                     layouts)  # fmt: skip
 
+    @property
+    def cut_off(self) -> bool:
+        """Whether the decoder is computed without gradients in a loss that has some."""
+        held = [each for decoded in self.seen.decoded for each in tensors_of(decoded)]
+        learns = any(each.requires_grad for each in held)
+        return bool(held) and self.seen.loss.requires_grad and not learns
+
     @cached_property
     def term(self) -> LikelihoodTerm:
         """The log-likelihood in the loss."""
         seen = self.seen
         if not seen.loss.requires_grad:
             raise NotChecked("the loss has no gradient; is it computed inside torch.no_grad()?")
+        if self.cut_off:
+            raise NotChecked("the decoder is computed without gradients")
         if not _outputs(seen):
-            raise NotChecked(
-                "the decoder is computed without gradients, so that it learns nothing: leave out "
-                "torch.no_grad() and detach() around it"
-            )
+            raise NotChecked("decode returns neither tensors nor a distribution of such")
         if all(not each.any() for each in gradients(seen.loss, _outputs(seen))):
             raise NotChecked("no gradient of the loss reaches what the decoder returned")
         return likelihood_term(seen, self.score, self.families)

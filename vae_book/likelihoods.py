@@ -52,8 +52,8 @@ class Likelihood(ABC):
             The shape of params without its last three axes.
 
         Raises:
-            ValueError: x lies outside the support, the shapes do not match, or `pixel_log_prob` does
-                not give one number for each pixel.
+            ValueError: x lies outside the support, the shapes do not match, or `pixel_log_prob`
+                does not give one number for each pixel.
         """
         if not is_trusted():
             self.check_support(x)

@@ -291,6 +291,11 @@ def _book_distribution(p_x: likelihoods.ImageDistribution) -> Distribution:
 
 def parameters_of(decoded: Any) -> list[Tensor]:
     """The tensors that a decoder computed, through which its gradients pass."""
+    return [each for each in tensors_of(decoded) if each.requires_grad]
+
+
+def tensors_of(decoded: Any) -> list[Tensor]:
+    """The tensors that a decoder computed."""
     while isinstance(decoded, Independent):
         decoded = decoded.base_dist
     if isinstance(decoded, likelihoods.ImageDistribution):
@@ -298,7 +303,7 @@ def parameters_of(decoded: Any) -> list[Tensor]:
     if isinstance(decoded, Distribution):
         decoded = [vars(decoded).get(name) for name in decoded.arg_constraints]
     values = decoded if isinstance(decoded, list | tuple) else [decoded]
-    return [each for each in values if isinstance(each, Tensor) and each.requires_grad]
+    return [each for each in values if isinstance(each, Tensor)]
 
 
 class Call(NamedTuple):

@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.integrate import quad
+from scipy.special import i0e
 from scipy.stats import norm
 
 from tests.numbers import double, normals, refused, repeatable
@@ -82,6 +84,13 @@ def test_likelihoods_that_underflow_are_compared():
     assert log_evidence.log_evidence.item() == pytest.approx(expected, rel=1e-14)
     odds = log_evidence.log_posterior.diff().item()
     assert odds == pytest.approx(-1, abs=1e-9)
+
+
+@pytest.mark.parametrize("size", [1e3, 5e5, -5e5])
+def test_the_posterior_sums_to_one_in_single_precision_too(size):
+    log_likelihood = torch.tensor([0.3, 0.3, -1.0]) + size
+    posterior = enumerate_posterior(torch.full((3,), 1 / 3).log(), log_likelihood).log_posterior
+    assert posterior.exp().sum().item() == pytest.approx(1, rel=1e-6)
 
 
 def test_on_a_grid_the_sum_is_the_integral():
@@ -175,6 +184,27 @@ def test_two_peaks_both_count():
 
     expected = math.log(0.3 * math.sqrt(2 * math.pi))
     assert quadrature_log_evidence(two, -10, 10) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.equation("eq-evidence", route="scipy.integrate.quad, peak by peak", rel=1e-9)
+@pytest.mark.parametrize(("lower", "upper"), [(-10, 10), (-4, 4), (-10, 9.3)])
+@pytest.mark.parametrize(("x", "sigma"), [(1.7, 0.1), (1.7, 0.01), (1.0, 1e-3)])
+def test_a_square_that_is_seen_leaves_two_narrow_peaks(agree, x, sigma, lower, upper):
+    def log_joint(z):
+        return -0.5 * (((x - z**2) / sigma) ** 2 + z**2) - math.log(2 * math.pi * sigma)
+
+    z, reach = math.sqrt(x), 10 * sigma
+    one, _ = quad(
+        lambda z: norm.pdf(z) * norm.pdf(x, z**2, sigma), z - reach, z + reach, epsrel=1e-11
+    )
+    agree(double(quadrature_log_evidence(log_joint, lower, upper)), math.log(2 * one))
+
+
+@pytest.mark.equation("eq-evidence", route="scipy.special.i0e, a Bessel function", rel=1e-9)
+@pytest.mark.parametrize("concentration", [30.0, 3e4])
+def test_fifty_peaks_all_count(agree, concentration):
+    ours = quadrature_log_evidence(lambda z: concentration * torch.cos(10 * math.pi * z), -5, 5)
+    agree(double(ours), concentration + math.log(10 * i0e(concentration)))
 
 
 @pytest.mark.parametrize(

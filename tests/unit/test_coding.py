@@ -147,6 +147,24 @@ def test_a_stack_gives_no_more_than_was_put_in():
         Stack(LOWEST - 1)
 
 
+BAD_TABLES = [None, [], [0], 3, ["a", "b"]]
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("seed", [None, 0])
+@pytest.mark.parametrize("bad", BAD_TABLES, ids=str)
+def test_a_pop_that_fails_leaves_the_stack_as_it_was(seed, bad):
+    words, tables = [7, 8, 9], [[0, 5, TOTAL]] * 20 + [[0, 1, TOTAL]] * 20
+    stack, other = (Stack(LOWEST + 11, words, seed=seed) for _ in range(2))
+    for failing in ([*tables, bad], [[0, 5, TOTAL], bad], None):
+        with pytest.raises(CodingError, match=r"tables: expected|empty stack"):
+            stack.pop(failing)
+        assert (stack.state, stack.words, stack.drawn) == (LOWEST + 11, words, [])
+    if seed is not None:
+        assert stack.pop(tables) == other.pop(tables)
+        assert (stack.state, stack.words, stack.drawn) == (other.state, other.words, other.drawn)
+
+
 def test_improbable_symbols_keep_a_slot_and_the_others_their_probability():
     masses = np.array([[1e-30, 0.25, 0.75, 0.0], [0.1, 0.2, 0.3, 0.4]])
     for row, counts in zip(masses, cumulative_counts(masses), strict=True):
@@ -154,6 +172,17 @@ def test_improbable_symbols_keep_a_slot_and_the_others_their_probability():
         widths = np.diff(counts)
         assert widths.min() >= 1
         assert widths / TOTAL == pytest.approx(row, abs=5 / TOTAL)
+
+
+def test_masses_whose_sum_no_float_holds_have_counts_and_others_keep_theirs():
+    rng = np.random.default_rng(0)
+    ordinary = rng.random((20, 7)) * 10.0 ** rng.integers(-300, 290, (20, 1))
+    rows = cumulative_counts(ordinary)
+    assert rows == [cumulative_counts(row[None])[0] for row in ordinary]
+    huge = np.array([[1e308, 1e308], [1.7e308, 0.1e308], [1e308, 0.0]])
+    assert cumulative_counts(huge) == cumulative_counts(huge / 2**100)
+    assert cumulative_counts(huge)[0] == [0, TOTAL // 2, TOTAL]
+    assert cumulative_counts(np.concatenate([huge, huge / 2**100]))[3:] == cumulative_counts(huge)
 
 
 def test_the_bins_of_a_gaussian_have_its_probabilities():
@@ -405,6 +434,10 @@ def test_a_model_whose_numbers_cannot_be_coded_is_refused():
     model = small()
     nn.init.constant_(model.to_mu.bias, math.nan)
     with pytest.raises(ValueError, match="model: expected encode to give finite numbers"):
+        compress(model, images())
+    model = small()
+    nn.init.constant_(model.to_log_var.bias, -1e4)  # its e^-5000 is 0
+    with pytest.raises(ValueError, match="model: expected encode to give standard deviations abo"):
         compress(model, images())
 
     class Unknown(Distribution):

@@ -14,6 +14,7 @@ from scipy.stats import multivariate_normal, norm
 from torch.distributions import (
     Beta,
     Categorical,
+    Cauchy,
     Exponential,
     Gamma,
     Gumbel,
@@ -70,6 +71,13 @@ def integral(mu, log_var, prior_mu, prior_log_var):
         lambda z: q.pdf(z) * (q.logpdf(z) - p.logpdf(z)), mu - reach, mu + reach, epsabs=1e-12
     )
     return value
+
+
+def integral_of(q, p, reach=40):
+    """The divergence by a fine sum over cells."""
+    z = torch.linspace(-reach, reach, 400_001, dtype=torch.float64)
+    log_q = q.log_prob(z)
+    return (log_q.exp() * (log_q - p.log_prob(z))).sum().item() * reach / 200_000
 
 
 def probabilities(pairs):
@@ -253,6 +261,25 @@ def test_an_interval_that_only_p_allows_adds_nothing_and_one_that_only_q_allows_
         assert kl_quadrature(STANDARD.log_prob, uniform, -reach, reach).value == math.inf
 
 
+@pytest.mark.parametrize("scale", [0.1, 1.0])
+def test_an_infinite_divergence_of_heavy_tails_is_not_given_a_number(scale):
+    # E_q[z^2] of a Cauchy density is infinite; scipy extrapolates to -2.4 for scale 1.
+    cauchy = Cauchy(*double([0.0, scale]))
+    with refused("log_q and log_p: expected a divergence that quadrature finds, got "):
+        kl_quadrature(cauchy.log_prob, STANDARD.log_prob)
+    finite = kl_quadrature(STANDARD.log_prob, cauchy.log_prob).value
+    assert finite == pytest.approx(integral_of(STANDARD, cauchy), rel=1e-8)
+
+
+@pytest.mark.filterwarnings("error")
+def test_log_densities_in_single_precision_have_a_divergence():
+    value, error = kl_quadrature(
+        lambda z: STANDARD.log_prob(z.float()), Normal(*double([1.0, 1.0])).log_prob
+    )
+    assert value == pytest.approx(0.5, abs=1e-6)
+    assert error < 1e-6
+
+
 @pytest.mark.equation("eq-kl-riemann", route="closed forms of torch.distributions", rel=1e-4)
 @pytest.mark.parametrize(("q", "p", "lower", "upper"), PAIRS, ids=names)
 def test_the_sum_over_cells_tends_to_the_closed_form(agree, q, p, lower, upper):
@@ -366,6 +393,19 @@ def test_draws_from_the_other_distribution_estimate_the_other_divergence():
     z = 1.2 * torch.randn(4000, dtype=torch.float64, generator=seeded(0))
     value, error = kl_monte_carlo(q.log_prob, p.log_prob, z)
     assert abs(value + kl_divergence(p, q)) < 4 * error
+
+
+def test_a_draw_that_p_rules_out_makes_the_average_infinite_and_one_that_q_rules_out_is_refused():
+    def uniform(z):
+        return torch.where(z.abs() < 1, -math.log(2), -math.inf)
+
+    estimate = kl_monte_carlo(STANDARD.log_prob, uniform, double([0.5, -0.3, 2.0]))
+    assert estimate.value == math.inf
+    assert estimate.standard_error == math.inf
+    assert kl_monte_carlo(STANDARD.log_prob, uniform, double([0.5, -0.3])).value.isfinite()
+    for p in (STANDARD.log_prob, uniform):
+        with refused("z: expected draws from q, got one that q rules out"):
+            kl_monte_carlo(uniform, p, double([0.5, -0.3, 2.0]))
 
 
 def test_too_few_draws_are_refused():

@@ -14,6 +14,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import bernoulli, kstest, norm, truncexpon
 from torch.nn import functional as F
 
+from tests.numbers import refused
 from vae_book.checks import trusted
 from vae_book.images import binarize
 from vae_book.likelihoods import (
@@ -55,6 +56,44 @@ ALL = [
 
 
 # Every likelihood ---------------------------------------------------------------------------------
+
+
+class Laplace(Likelihood):
+    """A likelihood of one's own, which may do something else to its numbers."""
+
+    def __init__(self, params_per_pixel=1, change=lambda each: each):
+        self.params_per_pixel, self.change = params_per_pixel, change
+
+    def pixel_log_prob(self, x, params):
+        return self.change(-(x - params).abs() - math.log(2))
+
+    def mean(self, params):
+        return params
+
+    def sample(self, params, generator=None):
+        return params
+
+
+OWN = {
+    "two parameters that are not split": (Laplace(2), (3, 2, 4, 4)),
+    "sums of images": (Laplace(change=lambda each: each.sum((-3, -2, -1))), (3,)),
+    "sums of rows": (Laplace(change=lambda each: each.sum(-1)), (3, 1, 4)),
+    "one for all pixels": (Laplace(change=lambda each: each[..., :1, :1]), (3, 1, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("samples", [(), (5,)])
+def test_a_likelihood_of_ones_own_gives_a_number_for_each_pixel(name, samples):
+    likelihood, got = OWN[name]
+    x, params = torch.zeros(3, 1, 4, 4), torch.zeros(*samples, 3, likelihood.params_per_pixel, 4, 4)
+    assert Laplace().log_prob(x, params[..., :1, :, :]).shape == (*samples, 3)
+    expected = (*samples, 3, 1, 4, 4)
+    with refused(
+        f"pixel_log_prob: expected a number for each pixel, shape {expected}, got "
+        f"{(*samples, *got)}"
+    ):
+        likelihood.log_prob(x, params)
 
 
 @pytest.mark.parametrize("likelihood", ALL, ids=str)
@@ -398,6 +437,20 @@ def test_only_the_shared_variance_is_a_parameter():
     assert start.item() == pytest.approx(0.3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_shared_variance_in_half_precision_is_computed_with_in_single(dtype):
+    likelihood = Gaussian(0.1, "shared").to(dtype)
+    with torch.no_grad():
+        likelihood.shared.fill_(-0.37)
+    draw = torch.Generator().manual_seed(0)
+    x, mean = torch.rand(2, 3, 1, 28, 28, generator=draw).to(dtype).double()
+    sigma = math.sqrt(0.01 * math.exp(likelihood.shared.item()) + 0.02**2)
+    expected = norm.logpdf(x.numpy(), mean.numpy(), sigma).sum((1, 2, 3))
+    found = likelihood.given(mean.to(dtype)).log_prob(x.to(dtype))
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.detach(), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["shared", "pixel"])
 def test_a_learned_variance_keeps_its_floor(kind):
     likelihood = Gaussian(0.3, kind, min_sigma=0.01)
@@ -530,6 +583,20 @@ def test_in_single_precision_a_bernoulli_takes_a_shorter_way_to_the_same_sum(pix
     short = Bernoulli(relaxed=True).log_prob(x, logits)
     assert not short.requires_grad
     assert torch.equal(short, found[0].detach())
+
+
+@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("pixels", [(1, 28, 28), (3, 5, 7)])
+@pytest.mark.parametrize("scale", [30.0, 1e3, 1e6])
+def test_an_image_that_is_sure_has_a_probability_of_one_and_none_has_more(pixels, n, scale):
+    draw = torch.Generator().manual_seed(0)
+    x = (torch.rand(n, *pixels, generator=draw) < 0.5).float()
+    logits = (2 * x - 1) * scale * (1 + torch.rand(300, n, *pixels, generator=draw))
+    sure = Bernoulli().log_prob(x, logits)
+    assert (sure <= 0).all()
+    assert (sure > -1e-6 * scale).all()
+    wrong = logits.where(torch.rand(logits.shape, generator=draw) > 0.01, -1e-3 * logits.sign())
+    assert (Bernoulli().log_prob(x, wrong) <= 0).all()
 
 
 def test_the_shorter_way_has_a_second_derivative():

@@ -424,6 +424,13 @@ def test_a_method_refuses_what_does_not_fit_the_model(method):
             call(good["x"], good["mu"], double([[1.0, 0.5], [0.0, 1.0]]))
 
 
+@pytest.mark.parametrize("sigma", [1e-170, 1e-300, 1e170])
+def test_a_sigma_whose_square_no_float_holds_has_a_likelihood(sigma):
+    model, z = LinearGaussian(torch.ones(3, 1), torch.zeros(3), sigma), torch.ones(1)
+    expected = norm.logpdf(0, scale=sigma) * 3
+    assert model.log_likelihood(torch.ones(3), z).item() == pytest.approx(expected, rel=1e-12)
+
+
 def test_noise_too_small_for_the_digits_of_a_float_is_refused():
     with refused("W and sigma: expected a positive definite matrix"):
         LinearGaussian(torch.ones(3, 2), torch.zeros(3), 1e-9).log_evidence(torch.zeros(3))

@@ -29,6 +29,14 @@ def test_the_noise_of_the_paper_is_the_one_that_is_told():
     assert noise.mean().sqrt().item() == pytest.approx(NOISE, rel=0.02)
 
 
+def test_they_are_drawn_on_the_cpu_whatever_the_default_device():
+    expected = draw_shapes(5, seed=1)
+    with torch.device("meta"):
+        drawn = draw_shapes(5, seed=1)
+    assert torch.equal(drawn.images, expected.images)
+    assert torch.equal(drawn.labels, expected.labels)
+
+
 def test_squares_fill_their_frame_and_disks_do_not():
     data = draw_shapes(400, seed=1, side=32)
     paper = data.images[:, :, :2, :2].mean((2, 3), keepdim=True)
