@@ -27,7 +27,7 @@ DOCTORS = {"exam.py", "loss_terms.py", "patient.py", "prior_density.py", "report
 MUTANTS = {
     ("01", "joint in place of posterior"): (
         "enumerate_posterior",
-        "Posterior(log_joint - log_evidence.unsqueeze(-1),",
+        "Posterior(log_joint.log_softmax(-1),",
         "Posterior(log_joint,",
     ),
     ("01", "sigma for sigma^2 in the evidence"): (

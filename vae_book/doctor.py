@@ -158,7 +158,7 @@ def heads(exam: Exam) -> Finding:
     if exam.encoded.kind == "scale_tril":
         spread = DEVIATIONS["scale_tril"](spread)  # above the diagonal a factor is 0
     for name, values in {"mean": mu, "spread": spread}.items():
-        zeros = (values == 0).double().mean().item()
+        zeros = (values == 0).float().mean().item()
         # All are 0 if a layer starts with weights of 0.
         if bool((values >= 0).all()) and 0.01 < zeros < 1:
             return _fault(

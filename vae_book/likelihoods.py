@@ -418,12 +418,13 @@ class _SummedCrossEntropy(_CrossEntropy):
         factors = logits.abs().neg_().exp_().add_(1)
         factors = factors.unflatten(-1, (math.gcd(logits.shape[-1], 8), -1)).prod(-2)
         finite = logits.clamp(-largest, largest)  # 0 times infinity is 0 here
-        # Terms of relu(l) are at least those of x l. Added in the same order, so are their sums,
-        # however they are rounded; kernels that order a product by its place in memory are rare.
+        # relu(l) is at least x l, and so is its sum, however it is rounded, if both are taken in
+        # the same order. In a product that order may depend on the place in memory: hence the
+        # last relu.
         if x.shape[:-1] == (1,):
             with torch.autocast(logits.device.type, enabled=False):
                 scores = finite @ x[0]
-                excess = (finite.relu_() @ torch.ones_like(x[0]) - scores).clamp_(min=0)
+                excess = (finite.relu_() @ torch.ones_like(x[0]) - scores).relu_()
         else:
             scores = (finite * x).sum(-1)
             excess = finite.relu_().sum(-1) - scores

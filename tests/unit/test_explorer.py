@@ -399,7 +399,7 @@ class Unshaped(VAE):
         return self.likelihood.given(self.decoder(z).unflatten(-1, (1, 28, 28)))
 
 
-class Wider(VAE):
+class WiderDecoder(VAE):
     """Its decoder gets more than z."""
 
     def __init__(self):
@@ -429,7 +429,7 @@ def doubled():
         (lambda: Louder(2, hidden=8), r"pixels that are off by up to 0\.\d+"),
         (doubled, r"pixels that are off by up to 0\.\d+"),
         (Unshaped, "another shape"),
-        (Wider, "another shape"),
+        (WiderDecoder, "another shape"),
     ],
 )
 def test_what_the_page_would_show_otherwise_than_the_model_is_refused(other, found):

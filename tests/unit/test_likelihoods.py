@@ -58,7 +58,7 @@ ALL = [
 # Every likelihood ---------------------------------------------------------------------------------
 
 
-class Laplace(Likelihood):
+class Laplacian(Likelihood):
     """A likelihood of one's own, which may do something else to its numbers."""
 
     def __init__(self, params_per_pixel=1, change=lambda each: each):
@@ -75,10 +75,10 @@ class Laplace(Likelihood):
 
 
 OWN = {
-    "two parameters that are not split": (Laplace(2), (3, 2, 4, 4)),
-    "sums of images": (Laplace(change=lambda each: each.sum((-3, -2, -1))), (3,)),
-    "sums of rows": (Laplace(change=lambda each: each.sum(-1)), (3, 1, 4)),
-    "one for all pixels": (Laplace(change=lambda each: each[..., :1, :1]), (3, 1, 1, 1)),
+    "two parameters that are not split": (Laplacian(2), (3, 2, 4, 4)),
+    "sums of images": (Laplacian(change=lambda each: each.sum((-3, -2, -1))), (3,)),
+    "sums of rows": (Laplacian(change=lambda each: each.sum(-1)), (3, 1, 4)),
+    "one for all pixels": (Laplacian(change=lambda each: each[..., :1, :1]), (3, 1, 1, 1)),
 }
 
 
@@ -87,7 +87,7 @@ OWN = {
 def test_a_likelihood_of_ones_own_gives_a_number_for_each_pixel(name, samples):
     likelihood, got = OWN[name]
     x, params = torch.zeros(3, 1, 4, 4), torch.zeros(*samples, 3, likelihood.params_per_pixel, 4, 4)
-    assert Laplace().log_prob(x, params[..., :1, :, :]).shape == (*samples, 3)
+    assert Laplacian().log_prob(x, params[..., :1, :, :]).shape == (*samples, 3)
     expected = (*samples, 3, 1, 4, 4)
     with refused(
         f"pixel_log_prob: expected a number for each pixel, shape {expected}, got "
