@@ -43,10 +43,11 @@ def locked(lock: Path) -> int:
     size = f"torch from {index}" if index else "some 6 GB with CUDA"
     print(f"Installing the pinned packages: a minute, {size}", flush=True)
     hashed = ["--require-hashes", "-r"]
-    pins, rest = apart(lock.read_text())
+    text = lock.read_text()
+    pins, rest = apart(text)
     with tempfile.TemporaryDirectory() as folder:
         first, without = Path(folder) / "uv.txt", Path(folder) / "without-torch.txt"
-        first.write_text(of_uv(lock.read_text()))
+        first.write_text(of_uv(text))
         without.write_text(rest)
         steps = [[*hashed, str(without if index else lock)]]
         if index:

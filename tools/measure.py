@@ -9,6 +9,7 @@ these files and never trains for that long itself. Leave the machine to it: it m
 
 import json
 import sys
+from collections.abc import Callable
 
 from measurements.chapter_07 import chapter_07
 from measurements.chapter_08 import chapter_08, chapter_08_seeds
@@ -45,20 +46,21 @@ def main() -> None:
         raise SystemExit(f"expected some of {', '.join(by_name)}, got {', '.join(unknown)}")
     print(f"measuring on {describe(best_device())}")
     RESULTS.mkdir(exist_ok=True)
-    if NEEDS_MNIST & set(asked):
-        try:
+    try:
+        if NEEDS_MNIST & set(asked):  # or it would be missed only after others have been measured
             load_images("test", "full", "cpu")
-        except DataError as error:
-            raise SystemExit(str(error)) from error
-    for name in asked:
-        try:
-            rows = by_name[name]()
-        except DataError as error:
-            raise SystemExit(str(error)) from error
-        with replacing(RESULTS / f"{name}.json") as part:
-            part.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n")
-        for row in rows:
-            print(name, *(f"{key}={value}" for key, value in row.items() if value), sep="\n  ")
+        for name in asked:
+            measure(name, by_name[name])
+    except DataError as error:
+        raise SystemExit(str(error)) from error
+
+
+def measure(name: str, measurement: Callable[[], list[dict]]) -> None:
+    rows = measurement()
+    with replacing(RESULTS / f"{name}.json") as part:
+        part.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n")
+    for row in rows:
+        print(name, *(f"{key}={value}" for key, value in row.items() if value), sep="\n  ")
 
 
 if __name__ == "__main__":

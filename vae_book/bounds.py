@@ -62,9 +62,7 @@ def elbo(
     Raises:
         ValueError: n_samples is not positive, or x or y does not fit the model.
     """
-    model.check_images(x)
-    if x.ndim != 4:
-        raise ValueError(f"x: expected a batch of images, with 4 axes, got {tuple(x.shape)}")
+    _check_batch(model, x)
     if eps is None:
         shape = (whole_number("n_samples", n_samples), len(x), model.latent)
         eps = standard_normal(shape, generator, x.device)
@@ -74,6 +72,13 @@ def elbo(
             f"not empty, got {tuple(eps.shape)}"
         )
     return elbo_terms(x, model(x, eps, y))
+
+
+def _check_batch(model: VAE, x: Tensor) -> None:
+    """Raise ValueError unless x is images of the model's shape, with one axis for the batch."""
+    model.check_images(x)
+    if x.ndim != 4:
+        raise ValueError(f"x: expected a batch of images, with 4 axes, got {tuple(x.shape)}")
 
 
 def elbo_terms(x: Float[Tensor, "n channels height width"], made: Pass) -> Elbo:
@@ -109,8 +114,7 @@ def log_weights(
     Raises:
         ValueError: x, eps or y does not fit the model.
     """
-    if x.ndim != 4:
-        raise ValueError(f"x: expected a batch of images, with 4 axes, got {tuple(x.shape)}")
+    _check_batch(model, x)
     return pass_log_weights(x, model(x, eps, y))
 
 

@@ -27,9 +27,9 @@ from vae_book.loss_terms import (
     Pass,
     gradients,
 )
+from vae_book.models import mode
 from vae_book.patient import (
     DEVIATIONS,
-    mode,
 )
 from vae_book.prior_density import FITTED, KEPT, agreement, distance
 from vae_book.report import Finding, Report
@@ -554,12 +554,11 @@ def collapse(exam: Exam) -> Finding:
     # An untrained decoder draws about one gray everywhere. So what is drawn has to be nearer to the
     # images than the best gray is, by half of what their average is nearer. The average of few
     # images is nearer by chance as well.
-    x = exam.images.reshape(exam.n, -1)
-    drawn = exam.p_x(exam.decoded, exam.family).mean.reshape(exam.n, -1)
+    x, error = _drawn(exam)
     by_gray, by_average = (x - x.mean()).square().mean(), x.var(0).mean()
     if by_gray - by_average < 2 * by_average / exam.n:
         raise NotChecked(f"{words}: collapsed or not trained yet, which these images cannot tell")
-    if (x - drawn).square().mean() > (by_gray + by_average) / 2:
+    if error > (by_gray + by_average) / 2:
         raise NotChecked(f"{words}: the model seems not to be trained yet")
     return _fault(
         "collapse",
@@ -664,9 +663,15 @@ def _barely_trained(exam: Exam) -> bool:
     """Whether the decoder has learned no more than one average image; codes are anywhere then."""
     if exam.own_likelihood:
         return False
+    x, error = _drawn(exam)
+    return bool(error > x.var(0).mean())
+
+
+def _drawn(exam: Exam) -> tuple[Tensor, Tensor]:
+    """The images, a row each, and the squared error of a pixel in what is decoded for them."""
     x = exam.images.reshape(exam.n, -1)
-    drawn = exam.p_x(exam.decoded, exam.family).mean.reshape(exam.n, -1)
-    return bool((x - drawn).square().mean() > x.var(0).mean())
+    mean = exam.p_x(exam.decoded, exam.family).mean.reshape(exam.n, -1)
+    return x, (x - mean).square().mean()
 
 
 def density(exam: Exam) -> Finding:

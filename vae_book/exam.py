@@ -32,6 +32,7 @@ from vae_book.loss_terms import (
     likelihood_term,
     summed,
 )
+from vae_book.models import mode
 from vae_book.patient import (
     FAMILIES,
     Call,
@@ -41,7 +42,6 @@ from vae_book.patient import (
     fitting,
     is_prior,
     mean_and_spread,
-    mode,
     modules_of,
     parameters_of,
     read_decoded,

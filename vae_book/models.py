@@ -33,15 +33,22 @@ Result = TypeVar("Result")
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode in the block: no dropout, and batch statistics as training left them."""
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
+def mode(modules: Sequence[nn.Module], training: bool) -> Iterator[None]:
+    """All modules in training or in evaluation mode for a block; buffers and modes come back."""
+    parts = [part for each in modules for part in each.modules()]
+    flags = [part.training for part in parts]
+    buffers = [dict(part._buffers) for part in parts]
     try:
+        for part, own in zip(parts, buffers, strict=True):
+            # Copies, since a graph that is still needed may hold what would be written back.
+            part._buffers.update((n, b if b is None else b.clone()) for n, b in own.items())
+        for each in modules:
+            each.train(training)
         yield
     finally:
-        for part, training in modes:
-            part.training = training
+        for part, flag, own in zip(parts, flags, buffers, strict=True):
+            part.training = flag
+            part._buffers.update(own)
 
 
 def measuring(
@@ -51,7 +58,7 @@ def measuring(
 
     @wraps(function)
     def in_evaluation_mode(model: Any, *args: P.args, **kwargs: P.kwargs) -> Result:
-        with evaluating(model):
+        with mode([model], training=False):
             return function(model, *args, **kwargs)
 
     return in_evaluation_mode

@@ -400,25 +400,6 @@ def _used_by(function: Any) -> list[Any]:
     return held + inner + [getattr(each, "__self__", None) for each in held]
 
 
-@contextmanager
-def mode(modules: Sequence[nn.Module], training: bool) -> Iterator[None]:
-    """All modules in training or in evaluation mode for a block; buffers and modes come back."""
-    parts = [part for each in modules for part in each.modules()]
-    flags = [part.training for part in parts]
-    buffers = [dict(part._buffers) for part in parts]
-    try:
-        for part, own in zip(parts, buffers, strict=True):
-            # Copies, since a graph that is still needed may hold what would be written back.
-            part._buffers.update((n, b if b is None else b.clone()) for n, b in own.items())
-        for each in modules:
-            each.train(training)
-        yield
-    finally:
-        for part, flag, own in zip(parts, flags, buffers, strict=True):
-            part.training = flag
-            part._buffers.update(own)
-
-
 def required_arguments(function: Function, given: int) -> int:
     """How many positional arguments a function has to be given; ``given``, if so many will do."""
     called = function.forward if isinstance(function, nn.Module) else function

@@ -26,7 +26,7 @@ from vae_book.evaluation import average_elbo, chunks
 from vae_book.history import History
 from vae_book.images import Images, binarize
 from vae_book.likelihoods import Bernoulli
-from vae_book.models import VAE, evaluating
+from vae_book.models import VAE, mode
 from vae_book.objectives import Objective
 from vae_book.tally import digest, fingerprint
 
@@ -264,7 +264,7 @@ def advice(model: VAE, seen: list[Images], settings: Settings, epoch: int) -> It
 @torch.no_grad()
 def makes_numbers(model: VAE, seen: list[Images]) -> bool:
     """Whether all that a model makes of images is finite."""
-    with trusted(), evaluating(model):
+    with trusted(), mode([model], training=False):
         for x, y in (each for images in seen for each in chunks(model, images)):
             q_z, z, p_x, _ = model(x, torch.full((len(x), model.latent), FAR, device=x.device), y)
             if not all(bool(each.isfinite().all()) for each in (*q_z, z, p_x.params)):
@@ -443,7 +443,7 @@ def check_fit(model: VAE, data: Images, settings: Settings, held_out: Images | N
         try:
             (support or model.likelihood).check_support(images.images)
             p_z = model.prior(told)  # looks at every label
-            with torch.no_grad(), evaluating(model):
+            with torch.no_grad(), mode([model], training=False):
                 model.encode(images.images[:1], None if told is None else told[:1])
             if images is held_out:
                 average_elbo(model, held_out[:2])

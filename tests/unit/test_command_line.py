@@ -43,11 +43,15 @@ def cpu():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Two classes of 40 random images each, of which 72 are for training and 8 held out."""
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
+    return two_classes(tmp_path_factory.mktemp("images"), 0, (40, 28, 28))
+
+
+def two_classes(root, seed, shape):
+    """Random pictures of that shape, (n, height, width) or with colors last, for each class."""
+    rng = np.random.default_rng(seed)
     for label in ("one", "two"):
         (root / label).mkdir()
-        for i, pixels in enumerate(rng.integers(0, 256, (40, 28, 28), dtype=np.uint8)):
+        for i, pixels in enumerate(rng.integers(0, 256, shape, dtype=np.uint8)):
             Image.fromarray(pixels).save(root / label / f"{i:02}.png")
     return root
 
@@ -213,13 +217,7 @@ def test_binary_trains_on_fresh_draws_by_the_strict_likelihood(train):
 @pytest.fixture(scope="module")
 def colored(tmp_path_factory):
     """Two classes of 20 random pictures in color, 6 pixels high and 10 wide."""
-    root = tmp_path_factory.mktemp("colored")
-    rng = np.random.default_rng(1)
-    for label in ("one", "two"):
-        (root / label).mkdir()
-        for i, pixels in enumerate(rng.integers(0, 256, (20, 6, 10, 3), dtype=np.uint8)):
-            Image.fromarray(pixels).save(root / label / f"{i:02}.png")
-    return root
+    return two_classes(tmp_path_factory.mktemp("colored"), 1, (20, 6, 10, 3))
 
 
 @pytest.mark.parametrize(
