@@ -13,23 +13,22 @@ import gc
 import os
 import sys
 import traceback
+from importlib import import_module
 from pathlib import Path
 
 import IPython.display
 import matplotlib.pyplot as plt
-import mlxtend.data  # noqa: F401
 import nbformat
-import scipy.stats  # noqa: F401
-import sklearn.linear_model  # noqa: F401
 import torch
-import torchvision.transforms.v2  # noqa: F401
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter, tree_map
 
-from vae_book import annealing, budget, data, display, figures, training  # noqa: F401
+from vae_book import annealing, budget, data, display, training
 
 DEVICE = torch.device("cpu", 0)
 EPOCHS = 5  # chapter 8 looks at the fifth
+# What takes long to import, and chapters do.
+HEAVY = "mlxtend.data scipy.stats sklearn.linear_model torchvision.transforms.v2 vae_book.figures"
 SENT = {"to", "copy_", "type_as", "set_", "__set__", "__getitem__", "__setitem__"}
 
 
@@ -172,6 +171,8 @@ def main():
     """Run each chapter, and say with which status it ended."""
     folder, *chapters = map(os.path.abspath, sys.argv[1:])
     os.environ.update(VAE_BOOK_DATASET=folder, VAE_BOOK_DEVICE="cpu:0")
+    for module in HEAVY.split():
+        import_module(module)
     hurry()
     gc.freeze()
     for chapter in map(Path, chapters):

@@ -129,7 +129,7 @@ def definitions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield prefix + node.name, node
             yield from definitions(node, f"{prefix}{node.name}.")
-        else:
+        elif not isinstance(node, ast.expr):  # none is in there, and they are most nodes
             yield from definitions(node, prefix)
 
 

@@ -35,7 +35,12 @@ HARD_TO_READ = """() => {
       c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
-  const behind = e => e ? [...behind(e.parentElement), getComputedStyle(e).backgroundColor] : [];
+  const found = new Map([[null, []]]);
+  const behind = e => {
+    if (!found.has(e))
+      found.set(e, [...behind(e.parentElement), getComputedStyle(e).backgroundColor]);
+    return found.get(e);
+  };
   const contrast = e => {
     const [low, high] = [behind(e), [...behind(e), getComputedStyle(e).color]]
       .map(luminance).sort((a, b) => a - b);
@@ -125,19 +130,33 @@ def browser():
         browser.close()
 
 
-class Opened(NamedTuple):
+class Window(NamedTuple):
     """A page in the browser, and what went wrong there."""
 
     page: Page
     problems: list[str]
 
+    def visit(self, address: str) -> "Window":
+        """Go from an empty page to this one, whose problems are not those of pages before."""
+        self.problems.clear()
+        self.page.goto(address)
+        self.page.evaluate("window.MathJax?.startup?.promise?.then(() => null)")
+        return self
+
 
 @pytest.fixture(scope="module")
-def open_page(browser):
-    """Open an address in a window of its own, with playwright's options for that."""
+def new_window(browser):
+    """Open a window, with playwright's options for that.
 
-    def open_it(address: str, **options) -> Opened:
+    One that goes from page to page keeps what it has compiled of their scripts, which takes a
+    quarter off a page. It forgets what pages store: each visit is the first.
+    """
+
+    def open_it(**options) -> Window:
         page, problems = browser.new_page(reduced_motion="reduce", **options), []
+        page.add_init_script(
+            "if (location.protocol === 'file:') localStorage.clear(), sessionStorage.clear()"
+        )
         page.on("console", lambda m: m.type in ("error", "warning") and problems.append(m.text))
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("requestfailed", lambda request: problems.append(f"not loaded: {request.url}"))
@@ -148,11 +167,15 @@ def open_page(browser):
                 or problems.append(f"from elsewhere: {request.url}")
             ),
         )
-        page.goto(address)
-        page.evaluate("window.MathJax?.startup?.promise?.then(() => null)")
-        return Opened(page, problems)
+        return Window(page, problems)
 
     return open_it
+
+
+@pytest.fixture(scope="module")
+def open_page(new_window):
+    """Open an address in a window of its own, with playwright's options for that."""
+    return lambda address, **options: new_window(**options).visit(address)
 
 
 @pytest.fixture(scope="session")

@@ -23,24 +23,45 @@ STICKING_OUT = """() => {
     .filter(e => !scrolls(e)).map(e => e.outerHTML.slice(0, 100));
 }"""
 
+# Scroll an element there; where it then is.
+MIDDLE = """e => {
+  e.scrollIntoView({block: 'center', behavior: 'instant'});
+  const {x, y, width, height} = e.getBoundingClientRect();
+  return [x + width / 2, y + height / 2];
+}"""
+# The frame after the next one: what watches the sizes of elements has run.
+DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+
 
 @pytest.fixture(scope="module")
-def opened(open_page, site, docname):
-    opened = open_page((site / f"{docname}.html").as_uri())
-    yield opened
-    opened.page.close()
+def window(new_window):
+    window = new_window(viewport=DESKTOP)
+    yield window
+    window.page.close()
+
+
+@pytest.fixture(scope="module")
+def opened(window, site, docname):
+    window.page.goto("about:blank")  # ends the page before, else what follows lays it out anew
+    window.page.set_viewport_size(DESKTOP)
+    window.page.emulate_media(color_scheme="light")
+    return window.visit((site / f"{docname}.html").as_uri())
 
 
 # Of one window, so that tests of the same size follow each other and a page is laid out twice only.
 SIZES = pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"], scope="module")
 
 
-def seen(page: Page, size: dict[str, int], mode: str = "light", unfolded: bool = False) -> Page:
-    """The page at a size, in light or dark mode, with its solutions folded or not."""
+def seen(page: Page, size: dict[str, int], mode: str = "light", unfolded: bool = True) -> Page:
+    """The page at a size, in light or dark mode, with its solutions folded or not.
+
+    What is so already stays: the browser would look at all styles again.
+    """
     if page.viewport_size != size:
         page.set_viewport_size(size)
-    page.emulate_media(color_scheme=mode)
-    page.locator(f"html[data-theme={mode}]").wait_for(state="attached", timeout=5000)
+    if page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") != (mode == "dark"):
+        page.emulate_media(color_scheme=mode)
+        page.locator(f"html[data-theme={mode}]").wait_for(state="attached", timeout=5000)
     state = ".toggle-hidden" if unfolded else ".toggle:not(.toggle-hidden)"
     page.eval_on_selector_all(f"{state} > * > button", "all => all.forEach(b => b.click())")
     if unfolded:
@@ -65,15 +86,26 @@ def test_images_are_shown(opened):
     assert opened.page.eval_on_selector_all("img", broken) == []
 
 
+def test_solutions_unfold_at_a_click(opened):
+    """In the middle of the window, where nothing of the theme lies above."""
+    page = seen(opened.page, DESKTOP, unfolded=False)
+    for solution in page.locator(".solution").element_handles():
+        content = solution.query_selector(":scope > section")
+        assert not content.is_visible()
+        page.mouse.click(*solution.query_selector(".toggle-button").evaluate(MIDDLE))
+        assert content.is_visible(), solution.inner_text()
+    page.mouse.move(0, 0)  # what it points at looks different
+
+
 def test_equations_fit_the_column_of_a_desktop(opened):
-    view = seen(opened.page, DESKTOP, unfolded=True)
-    view.wait_for_timeout(100)  # book.js looks at a formula when its size has changed
+    view = seen(opened.page, DESKTOP)
+    view.evaluate(DRAWN)  # book.js looks at a formula when its size has changed
     too_wide = "all => all.map(e => e.textContent.slice(0, 60))"
     assert view.eval_on_selector_all("mjx-container.more-right, .math.more-right", too_wide) == []
 
 
 def test_sentences_and_tables_of_a_cell_keep_their_distance_from_what_is_above(opened):
-    view = seen(opened.page, DESKTOP, unfolded=True)
+    view = seen(opened.page, DESKTOP)
     near = view.evaluate("""() => [
       ...document.querySelectorAll('.cell_output > * + :is(p, .pst-scrollable-table-container)')
     ].filter(e =>
@@ -87,15 +119,6 @@ def test_figures_have_two_pixels_for_each_of_a_desktop(opened):
         "article figure img", "all => all.map(e => e.naturalWidth / e.clientWidth)"
     )
     assert all(ratio >= 2 for ratio in ratios), min(ratios)
-
-
-def test_solutions_unfold_at_a_click(opened):
-    for solution in seen(opened.page, DESKTOP).locator(".solution").all():
-        content = solution.locator("> section")
-        assert not content.is_visible()
-        solution.locator(".toggle-button").click()
-        assert content.is_visible()
-    opened.page.mouse.move(0, 0)  # what it points at looks different
 
 
 @SIZES
@@ -123,11 +146,13 @@ def test_no_line_starts_with_what_closes_a_formula(opened, size):
 
 @SIZES
 def test_names_and_headings_break_between_their_parts(opened, size):
-    torn = seen(opened.page, size, unfolded=True).evaluate("""() => {
+    torn = seen(opened.page, size).evaluate("""() => {
       const torn = [], range = document.createRange();
       for (const e of document.querySelectorAll('article :is(code, h1, h2, h3):not(pre *)')) {
         const texts = document.createTreeWalker(e, NodeFilter.SHOW_TEXT);
-        for (let node; (node = texts.nextNode()); )
+        for (let node; (node = texts.nextNode()); ) {
+          range.selectNodeContents(node);
+          if (range.getClientRects().length < 2) continue;  // on one line
           for (let i = 1; i < node.data.length; i++) {
             if (!/[a-z0-9]{2}|[A-Z]\\w/.test(node.data.slice(i - 1, i + 1))) continue;
             range.setStart(node, i - 1);
@@ -135,6 +160,7 @@ def test_names_and_headings_break_between_their_parts(opened, size):
             const [first, ...others] = range.getClientRects();
             if (others.some(rect => rect.top > first.bottom - 2)) torn.push(e.textContent);
           }
+        }
       }
       return torn;
     }""")
@@ -144,7 +170,7 @@ def test_names_and_headings_break_between_their_parts(opened, size):
 @SIZES
 def test_what_scrolls_shows_it_and_can_be_focused(opened, size):
     view = seen(opened.page, size)
-    view.wait_for_timeout(100)
+    view.evaluate(DRAWN)
     plain = view.evaluate("""() => [...document.querySelectorAll('article *')].filter(e => {
       const scrolls = getComputedStyle(e).overflowX === 'auto' && e.checkVisibility();
       const drawn = e.querySelector('mjx-math')?.getBoundingClientRect().width ?? e.scrollWidth;
@@ -155,7 +181,7 @@ def test_what_scrolls_shows_it_and_can_be_focused(opened, size):
 
 @SIZES
 def test_page_is_no_wider_than_the_window(opened, size):
-    view = seen(opened.page, size, unfolded=True)
+    view = seen(opened.page, size)
     assert view.evaluate("document.documentElement.scrollWidth") <= size["width"] + 1
     assert view.evaluate(STICKING_OUT) == []
 
@@ -163,33 +189,38 @@ def test_page_is_no_wider_than_the_window(opened, size):
 @SIZES
 def test_type_in_figures_is_large_enough(opened, size):
     """The smallest has SMALLEST points in a figure that is WIDTH inches wide."""
-    view = seen(opened.page, size, unfolded=True)
+    view = seen(opened.page, size)
     widths = view.eval_on_selector_all("article figure img", "all => all.map(e => e.clientWidth)")
     assert all(SMALLEST / 72 * width / WIDTH >= 8 for width in widths), min(widths)
 
 
 def test_axe_finds_no_barrier(opened, axe):
     """On a phone, where most has to scroll; a desktop's view of one page is looked at below."""
-    view = seen(opened.page, PHONE, unfolded=True)
-    view.wait_for_timeout(100)  # book.js makes what scrolls focusable
+    view = seen(opened.page, PHONE)
+    view.evaluate(DRAWN)  # book.js makes what scrolls focusable
     assert axe(view, without=COLORS) == []
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
 def test_text_is_easy_to_read(opened, hard_to_read, mode):
-    view = seen(opened.page, PHONE, mode, unfolded=True)
+    view = seen(opened.page, PHONE, mode)
     view.evaluate("() => Promise.all(document.getAnimations().map(change => change.finished))")
     assert hard_to_read(view) == []
 
 
+@pytest.fixture(scope="module")
+def page_of_all_kinds(open_page, site):
+    page = open_page((site / "book/11_conditional_vae.html").as_uri(), viewport=DESKTOP).page
+    yield page
+    page.close()
+
+
 @pytest.mark.parametrize("mode", ["light", "dark"])
-def test_axe_finds_no_barrier_on_a_desktop_or_in_colors(open_page, site, axe, mode):
+def test_axe_finds_no_barrier_on_a_desktop_or_in_colors(page_of_all_kinds, axe, mode):
     """In a page with all kinds of things; the text of all pages is looked at above."""
-    page = open_page((site / "book/11_conditional_vae.html").as_uri()).page
-    view = seen(page, DESKTOP, mode, unfolded=True)
+    view = seen(page_of_all_kinds, DESKTOP, mode)
     view.evaluate("() => Promise.all(document.getAnimations().map(change => change.finished))")
     assert axe(view) == []
-    page.close()
 
 
 def test_what_has_the_focus_shows_it(open_page, site):

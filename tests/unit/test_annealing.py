@@ -10,6 +10,7 @@ import torch
 from torch.distributions import Bernoulli, MultivariateNormal, Normal
 
 from tests.numbers import double, normals, refused
+from vae_book import annealing
 from vae_book.annealing import (
     Tempered,
     anneal,
@@ -46,6 +47,12 @@ def steps(size, T):
     return torch.full((T, 1), size).double()
 
 
+@pytest.fixture
+def short_search(monkeypatch):
+    """For what holds at any step size: fewer transitions to find it by."""
+    monkeypatch.setattr(annealing, "TRIES", 40)
+
+
 # The weights -------------------------------------------------------------------------------------
 
 
@@ -75,6 +82,7 @@ def test_backwards_their_inverses_average_to_that_of_the_evidence(agree, T, size
     assert ratio.standard_error < 0.08
 
 
+@pytest.mark.usefixtures("short_search")
 def test_both_sides_hold_the_evidence_and_close_in_on_it():
     gaps = []
     for T in (2, 8, 40):
@@ -92,6 +100,7 @@ def test_both_sides_hold_the_evidence_and_close_in_on_it():
     assert 0 < gaps[-1].mean() < 0.5
 
 
+@pytest.mark.usefixtures("short_search")
 def test_the_images_of_both_sides_are_draws_of_the_model():
     x = both_sides(linear_vae(EXACT), 4000, n_temperatures=1, n_chains=1, n_leapfrog=1).x
     found = average(x.reshape(4000, 3))
@@ -101,6 +110,7 @@ def test_the_images_of_both_sides_are_draws_of_the_model():
 
 
 @torch.no_grad()
+@pytest.mark.usefixtures("short_search")
 @pytest.mark.parametrize("kind", ["nothing", "label", "part"])
 def test_for_every_model_the_bounds_meet_at_the_integral_over_z(kind):
     torch.manual_seed(1)
@@ -219,6 +229,7 @@ def test_the_schedule_rises_from_0_to_1_slowly_at_both_ends():
     assert schedule(1) == [0, 1]
 
 
+@pytest.mark.usefixtures("short_search")
 def test_the_noise_depends_on_the_seed_alone_and_the_model_stays_as_it_is():
     model = linear_vae(EXACT)
     data = Images(X.expand(3, 1, 1, 3), torch.zeros(3).long(), "model", "test")

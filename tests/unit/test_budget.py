@@ -92,13 +92,13 @@ def test_an_evidence_that_is_not_given_is_the_weighted_bound_of_the_best_q():
     """Below the evidence, above the ELBO; near the evidence where q is not much too narrow."""
     x, data = made_data(60)
     exact = EXACT.log_evidence(x).mean()
-    found = nats_budget(off(0.6, -1.0), data, n_samples=1000)
+    found = nats_budget(off(0.6, -1.0), data, n_samples=1000, steps=100)
     assert exact - 0.1 < found.log_evidence.value < exact + 0.01
     assert found.approximation_gap.value > 0.2
     easy = LinearGaussian(double([[1.0, 0.5], [-0.5, 1.0], [0, 0]]), EXACT.b, 0.7)
     _, x = easy.sample(60, seeded(0))
     data = Images(x.reshape(60, 1, 1, 3), torch.zeros(60).long(), "model", "test")
-    found = nats_budget(linear_vae(easy), data, n_samples=100)
+    found = nats_budget(linear_vae(easy), data, n_samples=100, steps=100)
     assert found.log_evidence.value == pytest.approx(easy.log_evidence(x).mean().item(), abs=1e-3)
     assert abs(found.approximation_gap.value) < 1e-2
 
@@ -110,7 +110,7 @@ def test_what_the_encoder_misses_of_the_best_q_is_the_amortization_gap(mu, log_v
     with torch.no_grad():
         encoder = model.encode(data.images)
     best, own = EXACT.elbo(x, *EXACT.mean_field(x)), EXACT.elbo(x, *encoder)
-    found = nats_budget(model, data, log_evidence=EXACT.log_evidence(x))
+    found = nats_budget(model, data, steps=150, log_evidence=EXACT.log_evidence(x))
     assert found.amortization_gap.value == pytest.approx((best - own).mean().item(), abs=0.02)
     assert found.elbo.value == pytest.approx(own.mean().item(), abs=0.02)
     assert found.elbo.standard_error == pytest.approx(own.std().item() / 40**0.5, rel=0.05)
@@ -152,10 +152,10 @@ def test_the_refined_q_is_the_one_that_a_minimizer_finds_on_a_grid(kind):
     model.decoder[0].weight.data[:, :1] *= 4
     x = torch.rand(3, 1, 2, 4, generator=seeded(1)).round().double()
     y = torch.tensor([0, 2, 1]) if kind is CVAE else None
-    best = refined(model, x, y, steps=400, n_samples=64, generator=seeded(0))
-    z = torch.linspace(-9, 9, 4001).double()
+    best = refined(model, x, y, steps=200, n_samples=64, generator=seeded(0))
+    z = torch.linspace(-9, 9, 1001).double()
     for i in range(3):
-        label = None if y is None else y[i].expand(4001)
+        label = None if y is None else y[i].expand(1001)
         pixels = Bernoulli(logits=model.decode(z.unsqueeze(1), label).params).log_prob(x[i])
         joint = pixels.sum((-3, -2, -1)) + Normal(0.0, 1.0).log_prob(z)
 
@@ -183,7 +183,7 @@ def test_a_bound_is_measured_with_noise_that_the_search_has_not_seen():
 
 def test_among_all_gaussians_the_best_is_the_posterior_of_a_linear_model():
     x, data = made_data(3)
-    best = refined_full(off(0.4, -1.0), data.images, steps=600, n_samples=64, generator=seeded(0))
+    best = refined_full(off(0.4, -1.0), data.images, steps=300, n_samples=64, generator=seeded(0))
     posterior = EXACT.posterior(x)
     torch.testing.assert_close(best.mu, posterior.mu, rtol=0, atol=0.03)
     cov = best.scale @ best.scale.mT
@@ -206,7 +206,7 @@ def test_the_elbo_of_a_full_gaussian_is_the_closed_form():
 def test_in_a_linear_model_correlations_are_all_of_the_approximation_gap():
     x, data = made_data()
     gap = (EXACT.log_evidence(x) - EXACT.elbo(x, *EXACT.mean_field(x))).mean().item()
-    found = correlation_gain(off(0.3, 0.5), data, n_samples=2000, steps=400)
+    found = correlation_gain(off(0.3, 0.5), data, n_samples=1000, steps=120)
     assert found.value == pytest.approx(gap, abs=0.02)
     assert found.standard_error < 0.01
 
@@ -221,7 +221,7 @@ def one_unit(n):
 
 def test_in_a_model_with_one_unit_there_is_nothing_to_correlate():
     data, model = one_unit(20)
-    found = correlation_gain(model, data, n_samples=500)
+    found = correlation_gain(model, data, n_samples=500, steps=60)
     assert abs(found.value) < 0.01
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.distributions import Normal
 from torchvision.utils import save_image
 
+from tests import forks
 from vae_book import commands, training
 from vae_book.__main__ import main
 from vae_book.checkpoints import read_checkpoint, write_checkpoint
@@ -679,9 +680,7 @@ def test_torchrun_with_processes_is_refused_once(folder, tmp_path):
     command = ["torch.distributed.run", "--standalone", "--local-addr=localhost"]
     command += ["--nproc-per-node=3", "-m", "vae_book", "train", "--processes", "2"]
     options = ["--source", str(folder), "--out", str(tmp_path / "run")]
-    done = subprocess.run(
-        [sys.executable, "-m", *command, *options], capture_output=True, text=True, timeout=300
-    )
+    done = forks.run("-m", *command, *options)
     assert done.returncode != 0
     assert done.stderr.count("vae_book: error: processes: expected 1 under torchrun") == 1
 
@@ -722,9 +721,9 @@ def test_a_full_disk_is_one_line_that_names_file_and_disk_and_how_to_go_on(train
         "runpy.run_module('vae_book', run_name='__main__', alter_sys=True)\n"
     )
     options = ["train", "--source", folder, *SMALL, "--out", out, "--epochs", "3", "--resume"]
-    done = subprocess.run(
-        [sys.executable, "-B", "-c", program, *map(str, options)], capture_output=True, text=True
-    )  # -B: or modules would be compiled into files that the limit cuts off
+    # Or modules would be compiled into files that the limit cuts off.
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = forks.run("-c", program, *options, env=environment)
     assert done.returncode == 2
     line = done.stderr.splitlines()[-1]
     assert f"{out / 'checkpoint.pt'} could not be written: File too large" in line

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import forks
 from tests.numbers import refused
 from vae_book import files, folders, ledger, reproduction
 from vae_book.coding import CHECKSUM, HEADER, compress, decompress, file_facts
@@ -215,23 +216,24 @@ def test_a_cache_that_may_not_be_looked_into_costs_time_not_the_run(monkeypatch,
 
 
 def test_what_another_process_is_writing_is_not_cleared_away(tmp_path):
-    started = tmp_path / "started"
+    started, over = tmp_path / "started", tmp_path / "over"
     program = (
-        "import sys, time\n"
+        "import os, sys, time\n"
         "from vae_book.files import replacing\n"
         "with replacing(sys.argv[1]) as part:\n"
         "    part.write_text('whole')\n"
         "    open(sys.argv[2], 'w').close()\n"
-        "    sys.stdin.readline()\n"
+        "    while not os.path.exists(sys.argv[3]):\n"
+        "        time.sleep(0.02)\n"
     )
-    writer = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path / "one"), str(started)], stdin=subprocess.PIPE
-    )
-    while not started.exists() and writer.poll() is None:
-        time.sleep(0.02)
-    check_writable(tmp_path / "other", 10)
-    assert writer.communicate(b"\n", timeout=60) == (None, None)
-    assert writer.returncode == 0
+    with (tmp_path / "said").open("w+") as said:
+        arguments = (tmp_path / "one", started, over)
+        writer = forks.start("-c", program, *arguments, stdout=said, stderr=said)
+        while not started.exists() and writer.poll() is None:
+            time.sleep(0.02)
+        check_writable(tmp_path / "other", 10)
+        over.touch()
+        assert writer.wait(timeout=60) == 0, said.read()
     assert (tmp_path / "one").read_text() == "whole"
 
 
@@ -272,7 +274,7 @@ def test_a_folder_that_is_gone_does_not_hide_what_failed(monkeypatch, tmp_path):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_result_that_cannot_be_printed_is_an_error():
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
+        done = subprocess.run(  # no fork: an interpreter prints once more as it ends
             [sys.executable, "-m", "vae_book", "reproduce", "--list"],
             stdout=full,
             stderr=subprocess.PIPE,

@@ -1302,7 +1302,7 @@ def test_a_prior_that_differs_from_image_to_image_is_compared_at_the_first(scrip
 def trained_with(digits, loss):
     torch.manual_seed(0)
     model = Script()
-    return train(model, lambda x: loss(model, x), digits[0], steps=300)
+    return train(model, lambda x: loss(model, x), digits[0])
 
 
 def test_a_model_that_collapsed_is_told_so_without_its_loss(digits, x):

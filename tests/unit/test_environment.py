@@ -126,12 +126,23 @@ def test_processes_are_not_all_bound_to_the_first_core():
     assert run(sys.executable, "-c", program, PYTHONPATH=tools, **theirs) == (0, "[]\n")
 
 
+TWO = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+
+
 @pytest.mark.parametrize("tool", ["book", "full"])
-def test_what_names_the_device_of_a_chapter_has_its_one_thread(tool):
-    program = f"import {tool}, torch; print(torch.get_num_threads())"
-    paths = os.pathsep.join([str(ROOT / "tools"), str(ROOT)])
-    two = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
-    assert run(sys.executable, "-c", program, PYTHONPATH=paths, **two) == (0, "1\n")
+def test_what_names_the_device_of_a_chapter_has_its_one_thread(tool, tmp_path):
+    """Before it imports torch, which reads the number once."""
+    ask = f"import os\nprint([os.environ[name] for name in {[*TWO]}], flush=True)\nos._exit(3)\n"
+    (tmp_path / "torch.py").write_text(ask)
+    paths = os.pathsep.join(map(str, [tmp_path, ROOT / "tools", ROOT]))
+    said = run(sys.executable, "-c", f"import {tool}", PYTHONPATH=paths, **TWO)
+    assert said == (3, "['1', '1']\n")
+
+
+def test_torch_has_one_thread_where_it_is_imported_later():
+    program = "import processes, torch; print(torch.get_num_threads())"
+    paths = str(ROOT / "tools")
+    assert run(sys.executable, "-c", program, PYTHONPATH=paths, **TWO) == (0, "1\n")
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,7 @@ def linear_gaussian():
 
 
 @pytest.mark.equation("eq-iw-bound", route="the exact log p(x), by scipy", standard_errors=4)
-@pytest.mark.parametrize(("from_prior", "n_samples"), [(False, 2000), (True, 20_000)])
+@pytest.mark.parametrize(("from_prior", "n_samples"), [(False, 1000), (True, 5000)])
 @pytest.mark.parametrize("x", [[0.5, 0.0, -1.0, 1.0], [2.0, -1.0, 0.0, 1.5]])
 def test_with_many_draws_the_estimate_is_the_log_likelihood(agree, x, from_prior, n_samples):
     model, mean, covariance = linear_gaussian()
@@ -264,7 +264,7 @@ def test_with_many_draws_the_estimate_is_the_log_likelihood(agree, x, from_prior
 
 @torch.no_grad()
 @pytest.mark.equation("eq-iw-bound", route="integrals over z by the trapezoid", standard_errors=4)
-@pytest.mark.parametrize(("from_prior", "n_samples"), [(False, 5000), (True, 20_000)])
+@pytest.mark.parametrize(("from_prior", "n_samples"), [(False, 1000), (True, 5000)])
 @pytest.mark.parametrize("kind", ["nothing", "label, N(0, I)", "label", "part"])
 def test_with_many_draws_it_is_the_integral_over_z(agree, kind, from_prior, n_samples):
     z, x = torch.linspace(-10, 10, 8001).double()[:, None], small_images()[0]
@@ -292,13 +292,13 @@ def test_with_many_draws_it_is_the_integral_over_z(agree, kind, from_prior, n_sa
     assert found.standard_error < 0.03
     if kind != "nothing":  # and what it is told matters
         other = torch.tensor(1) if kind.startswith("label") else 1 - y
-        assert abs(log_likelihood(model, copies(x, other, 20), n_samples=2000).value - exact) > 0.1
+        assert abs(log_likelihood(model, copies(x, other, 20), n_samples=500).value - exact) > 0.1
 
 
 def test_with_one_draw_it_is_the_bound_and_with_more_it_rises_to_the_likelihood():
     model, mean, covariance = linear_gaussian()
     x = torch.tensor([0.5, 0.0, -1.0, 1.0]).double()
-    data = copies(x.reshape(1, 2, 2), torch.tensor(0), 5000)
+    data = copies(x.reshape(1, 2, 2), torch.tensor(0), 2000)
     # The log-likelihood is a quadratic of eps: its mean over -1 and 1 is the expectation.
     eps = torch.tensor([-1.0, 1.0]).double().reshape(2, 1, 1)
     (mu, log_var), _, p_x, _ = model(x.reshape(1, 1, 2, 2), eps)

@@ -22,6 +22,7 @@ from scipy.stats import chi2
 from torch import nn
 
 from tests.comparison import Printed
+from vae_book import display
 from vae_book import explorer as module
 from vae_book.distributions import DiagonalGaussian
 from vae_book.explorer import explorer, layers, show_explorer
@@ -32,6 +33,7 @@ from vae_book.models import CVAE, VAE, ConvVAE
 
 ROOT = Path(__file__).parents[2]
 CLASSES = 10
+DPI = display.DPI
 
 
 def seeded(make):
@@ -52,6 +54,12 @@ def some(n=60, shape=(1, 28, 28), seed=1):
     """Images with sorted labels, as the bundled digits have them."""
     images = torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed))
     return Images(images, torch.arange(n) * CLASSES // n, "noise", "test")
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """To draw a picture, at which most tests do not look, takes most of an explorer's time."""
+    monkeypatch.setattr(display, "DPI", 20)
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +345,8 @@ def displayed(monkeypatch):
     return shown
 
 
-def test_show_gives_a_page_its_explorer_and_paper_its_picture(displayed, model):
+def test_show_gives_a_page_its_explorer_and_paper_its_picture(displayed, model, monkeypatch):
+    monkeypatch.setattr(display, "DPI", DPI)
     show_explorer(model, some(), 'Digits & "their" plane. ', n=20, limit=2.5)
     (data,) = displayed
     sentence = 'Digits & "their" plane.'

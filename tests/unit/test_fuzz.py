@@ -666,6 +666,14 @@ MADE = [
 ENTRIES = {function.__name__: function for function in [*PLAIN, *MADE]}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def short_searches():
+    """The search for step sizes repeats one transition: of many, a few meet what all do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(annealing, "TRIES", 6)
+        yield
+
+
 def arguments(name, function):
     wanted = getattr(function, "parameters", None) or inspect.signature(function).parameters
     known = ARGUMENTS | HERE.get(name, {})

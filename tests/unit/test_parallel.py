@@ -1,4 +1,8 @@
-"""Several processes, started by a real ``torchrun``, do what one process does."""
+"""Several processes, started by ``torchrun`` or ``--processes``, do what one process does.
+
+Most are forks (tests/forks.py). From fresh interpreters are those that train what one process
+trains, and for each launcher those of which one is killed.
+"""
 
 import contextlib
 import io
@@ -16,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import forks
 from tests.rank import train
 from vae_book import parallel
 from vae_book.__main__ import main
@@ -25,16 +30,17 @@ from vae_book.checkpoints import read_checkpoint
 TRAIN = ["train", "--epochs", "4", "--batch-size", "7", "--hidden", "16", "--latent", "2"]
 # The name of this machine need not resolve.
 TORCHRUN = ["torch.distributed.run", "--standalone", "--local-addr=localhost", "--nproc-per-node=2"]
+CPU = {"VAE_BOOK_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
 
 
-def launch(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        env={**os.environ, "VAE_BOOK_DEVICE": "cpu", "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def launch(*arguments, how=forks.run, **environment):
+    """Run a module to its end: in forks, or from fresh interpreters if ``how`` is `fresh`."""
+    return how("-m", *map(str, arguments), env={**os.environ, **CPU, **environment})
+
+
+def fresh(*arguments, env):
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +56,18 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(folder, tmp_path_factory):
-    """The same run by one process and by two."""
+    """The same run by one process, and by two of either launcher; their folder, what they print."""
     out = tmp_path_factory.mktemp("runs")
     options = [*TRAIN, "--binary", "--source", str(folder), "--out"]
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setenv("VAE_BOOK_DEVICE", "cpu")
         main([*options, str(out / "one")])
-    two = launch(*TORCHRUN, "-m", "vae_book", *options, out / "two")
-    assert two.returncode == 0, two.stderr
-    return out, printed.getvalue(), two.stdout
+    two = launch(*TORCHRUN, "-m", "vae_book", *options, out / "two", how=fresh)
+    also_two = launch("vae_book", *options, out / "also two", "--processes", "2")
+    for each in (two, also_two):
+        assert each.returncode == 0, each.stderr
+    return out, printed.getvalue(), two.stdout, also_two.stdout
 
 
 def same_averages(one, two):
@@ -72,9 +80,10 @@ def same_averages(one, two):
             )
 
 
-def test_two_processes_train_the_model_that_one_trains(runs):
+@pytest.mark.parametrize("name", ["two", "also two"])
+def test_two_processes_train_the_model_that_one_trains(runs, name):
     out, *_ = runs
-    one, two = (read_checkpoint(out / name / "checkpoint.pt") for name in ("one", "two"))
+    one, two = (read_checkpoint(out / each / "checkpoint.pt") for each in ("one", name))
     assert one.settings == two.settings
     assert one.weights.keys() == two.weights.keys()
     for name, weight in one.weights.items():
@@ -87,12 +96,13 @@ def test_two_processes_train_the_model_that_one_trains(runs):
 
 
 def test_one_process_writes_and_prints_for_both(runs):
-    out, one, two = runs
-    names = [sorted(path.name for path in (out / name).iterdir()) for name in ("one", "two")]
-    assert names[0] == names[1]
-    assert len(names[0]) == 2 + 2 * 4
+    out, one, *others = runs
+    names = sorted(path.name for path in (out / "one").iterdir())
+    assert len(names) == 2 + 2 * 4
     assert one.count("\n") == 1
-    assert two == one.replace(f"{out / 'one'}", f"{out / 'two'}")
+    for name, printed in zip(("two", "also two"), others, strict=True):
+        assert sorted(path.name for path in (out / name).iterdir()) == names
+        assert printed == one.replace(f"{out / 'one'}", f"{out / name}")
 
 
 def test_settings_that_all_refuse_are_told_once(runs, folder):
@@ -122,10 +132,9 @@ def workers_of(process):
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == process.pid:
-                variables = (path / "environ").read_text().split("\0")
-                set_so = dict(each.split("=", 1) for each in variables if "=" in each)
-                found[int(set_so["RANK"])] = int(path.name)
+            if parent == process.pid:  # a fork has the environment of before, but a name
+                told = (path / "comm").read_text() + (path / "environ").read_text()
+                found[int(re.search(r"(?:^rank |\0RANK=)(\d+)", told)[1])] = int(path.name)
     return found
 
 
@@ -144,21 +153,13 @@ def started(folder, tmp_path):
     """Start a run that goes on until it is ended; its process, once there is a checkpoint."""
     with (tmp_path / "said").open("w") as said, contextlib.ExitStack() as stack:
 
-        def start(launcher):
-            command = [*launcher, "--epochs", "100000", "--source", folder]
+        def start(launcher, how=forks.start):
+            command = [*launcher, "--epochs", "100000", "--source", folder, "--out"]
             scratch = tmp_path / "scratch"
             scratch.mkdir()
-            running = subprocess.Popen(
-                [sys.executable, "-m", *map(str, command), "--out", str(tmp_path / "run")],
-                env={
-                    **os.environ,
-                    "VAE_BOOK_DEVICE": "cpu",
-                    "OMP_NUM_THREADS": "1",
-                    "TMPDIR": str(scratch),
-                },
-                stdout=said,
-                stderr=said,
-            )
+            environment = {**os.environ, **CPU, "TMPDIR": str(scratch)}
+            options = {"env": environment, "stdout": said, "stderr": said}
+            running = how("-m", *map(str, command), str(tmp_path / "run"), **options)
             stack.callback(running.kill)
             for _ in range(4800):
                 if (tmp_path / "run" / "checkpoint.pt").exists() or running.poll() is not None:
@@ -167,6 +168,10 @@ def started(folder, tmp_path):
             return running
 
         yield start
+
+
+def start_fresh(*arguments, **options):
+    return subprocess.Popen([sys.executable, *arguments], **options)
 
 
 def lines(text):
@@ -180,7 +185,7 @@ def lines(text):
 def test_a_killed_process_is_named_once_with_how_to_go_on(
     started, folder, tmp_path, launcher, rank
 ):
-    running, out = started(LAUNCHERS[launcher]), tmp_path / "run"
+    running, out = started(LAUNCHERS[launcher], start_fresh), tmp_path / "run"
     os.kill(workers_of(running)[rank], signal.SIGKILL)
     assert running.wait(timeout=120) != 0
     said = lines((tmp_path / "said").read_text())
@@ -261,15 +266,10 @@ def test_what_stops_several_processes_is_one_line(folder, tmp_path, limit, more,
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         "runpy.run_module('vae_book', run_name='__main__', alter_sys=True)\n"
     )
-    failed = subprocess.run(
-        [sys.executable, "-c", program, *LAUNCHERS["--processes"][1:], *more, "--epochs", "30",
-         "--source", str(folder), "--out", str(out)],
-        # Or modules would be compiled into files that the limit cuts off.
-        env={**os.environ, "VAE_BOOK_DEVICE": "cpu", "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )  # fmt: skip
+    options = [*LAUNCHERS["--processes"][1:], *more, "--epochs", "30", "--source", folder]
+    # Or modules would be compiled into files that the limit cuts off.
+    environment = {**os.environ, **CPU, "PYTHONDONTWRITEBYTECODE": "1"}
+    failed = forks.run("-c", program, *options, "--out", out, env=environment)
     assert failed.returncode == 2
     assert len(lines(failed.stderr)) == 1, failed.stderr
     assert re.search(f"^vae_book: error: .*{message}", lines(failed.stderr)[0])

@@ -3,9 +3,8 @@
 import json
 import os
 import re
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -15,6 +14,7 @@ import ledger as page_of
 import pytest
 import torch
 
+from tests import forks
 from vae_book import ledger, reproduction
 from vae_book.__main__ import main
 from vae_book.data import load_images
@@ -73,10 +73,21 @@ def without_the_clock(result):
     return result
 
 
-def test_a_row_end_to_end(run, tmp_path):
-    result = run()
-    assert json.loads((tmp_path / "one" / "tiny.json").read_text()) == result
-    assert not list((tmp_path / "one-runs").rglob("*.pt"))  # the next run starts from scratch
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What a run in one go returns, and the folder of what it leaves."""
+    folder = tmp_path_factory.mktemp("whole")
+    folders = {"results": folder / "results", "runs": folder / "runs"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VAE_BOOK_DEVICE", "cpu")
+        patch.setattr(ledger, "ROWS", {"tiny": TINY})
+        return reproduction.reproduce("tiny", **folders, quiet=True), folder
+
+
+def test_a_row_end_to_end(whole, run):
+    result, folder = whole
+    assert json.loads((folder / "results" / "tiny.json").read_text()) == result
+    assert not list((folder / "runs").rglob("*.pt"))  # the next run starts from scratch
     assert (result["epochs"], result["published_epochs"], result["seeds"]) == (2, 8, [3, 4])
     assert result["device"].startswith("CPU")
     assert result["version"]
@@ -96,8 +107,7 @@ def test_a_row_end_to_end(run, tmp_path):
         assert protocol.seeds == (3, 4)
     protocol = Protocol.from_dict(result["measured"][LIKELIHOOD.key]["protocol"])
     assert protocol.binarization == "training and test images drawn once, seed 0"
-    again = run("two")
-    assert without_the_clock(again) == without_the_clock(result)
+    assert without_the_clock(run()) == without_the_clock(result)
 
 
 class Killed(Exception):  # noqa: N818
@@ -105,8 +115,7 @@ class Killed(Exception):  # noqa: N818
 
 
 @pytest.mark.parametrize("at", ["training", "measuring"])
-def test_a_row_that_was_stopped_goes_on_to_the_same_bits(monkeypatch, run, tmp_path, at):
-    whole = run("whole")
+def test_a_row_that_was_stopped_goes_on_to_the_same_bits(monkeypatch, whole, run, tmp_path, at):
     name = {"training": "fit", "measuring": "log_likelihood"}[at]
     intact, calls = getattr(reproduction, name), []
 
@@ -134,39 +143,38 @@ def test_a_row_that_was_stopped_goes_on_to_the_same_bits(monkeypatch, run, tmp_p
         return history
 
     monkeypatch.setattr(reproduction, "fit", watched)
-    assert without_the_clock(run()) == without_the_clock(whole)
+    assert without_the_clock(run()) == without_the_clock(whole[0])
     assert epochs == {"training": [2], "measuring": []}[at]  # nothing is trained twice
 
 
+# Its steps are slow, or it might be over before it is killed.
 KILL_ME = """
-import sys
-from dataclasses import replace
+import sys, time
 from tests.unit.test_reproduction import TINY
-from vae_book import ledger, tally
+from vae_book import ledger, tally, training
 from vae_book.__main__ import main
 tally.SECONDS = -1
-ledger.ROWS = {"tiny": replace(TINY, epochs=10)}
+ledger.ROWS = {"tiny": TINY}
+step = training.Adam.step
+training.Adam.step = lambda *arguments: time.sleep(0.05) or step(*arguments)
 main(["reproduce", "tiny", "--results", sys.argv[1], "--runs", sys.argv[2]])
 """
 
 
-def test_a_process_that_is_killed_leaves_what_the_next_goes_on_from(run, rows, tmp_path):
-    rows(epochs=10)
-    whole = run("whole")
+def test_a_process_that_is_killed_leaves_what_the_next_goes_on_from(whole, run, tmp_path):
     runs = tmp_path / "one-runs"
-    command = [sys.executable, "-c", KILL_ME, str(tmp_path / "one"), str(runs)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tools")])}
-    with subprocess.Popen(
-        command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with (tmp_path / "said").open("w+") as said:
+        process = forks.start("-c", KILL_ME, tmp_path / "one", runs,
+                              env=environment, cwd=ROOT, stdout=said, stderr=said)  # fmt: skip
         checkpoint, end = runs / "tiny" / "seed_3.pt", time.monotonic() + 300
         while not checkpoint.exists() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        errors = process.stderr.read()
-    assert checkpoint.exists(), errors
+        process.kill()
+        assert process.wait(timeout=60) == -signal.SIGKILL, said.read()
+    assert checkpoint.exists()
     assert not (tmp_path / "one" / "tiny.json").exists()
-    assert without_the_clock(run()) == without_the_clock(whole)
+    assert without_the_clock(run()) == without_the_clock(whole[0])
 
 
 def test_full_trains_as_long_as_those_who_published(run, rows):
@@ -271,8 +279,8 @@ def test_the_page_is_that_of_the_results():
     )
 
 
-def test_every_number_of_ours_on_the_page_is_in_the_results(section, tmp_path, run):
-    run("results")
+def test_every_number_of_ours_on_the_page_is_in_the_results(section, tmp_path, whole):
+    shutil.copytree(whole[1] / "results", tmp_path / "results")
     path = tmp_path / "results" / "tiny.json"
     stored = json.loads(path.read_text())
     number = stored["measured"][BOUND.key]
@@ -288,8 +296,8 @@ def test_every_number_of_ours_on_the_page_is_in_the_results(section, tmp_path, r
     assert text.count("*Protocol: ") == 2  # one for each quantity
 
 
-def test_a_table_of_the_page_that_would_mix_protocols_is_refused(section, tmp_path, run):
-    run("results")
+def test_a_table_of_the_page_that_would_mix_protocols_is_refused(section, tmp_path, whole):
+    shutil.copytree(whole[1] / "results", tmp_path / "results")
     path = tmp_path / "results" / "tiny.json"
     stored = json.loads(path.read_text())
     stored["name"] = "other"

@@ -421,7 +421,7 @@ def test_a_model_that_completes_makes_what_fits_to_what_it_sees():
     images[~bright, :, 14:, 14:] += 0.8
     data = quadrants(Images(images, bright.long(), "corners", "train"))
     model = completing(hidden=16)
-    history = fit(model, data, epochs=50, batch_size=20, lr=0.01, held_out=data)
+    history = fit(model, data, epochs=25, batch_size=20, lr=0.02, held_out=data)
     made = model.sample(60, torch.Generator().manual_seed(1), y=data.told).mean((2, 3))
     expected = torch.where(bright[:, None], torch.tensor([1, 0, 0]), torch.tensor([0, 0, 1]))
     assert torch.equal((made > 0.5).long(), expected)
@@ -450,9 +450,9 @@ def test_a_batch_larger_than_the_data_is_one_step():
 @pytest.mark.parametrize("n_samples", [1, 2])
 def test_noise_is_standard_normal_and_never_used_twice(n_samples):
     spy = Spy()
-    fit(spy, gray(), epochs=100, n_samples=n_samples, **SETTINGS)
+    fit(spy, gray(), epochs=40, n_samples=n_samples, **SETTINGS)
     eps = torch.cat([eps for _, eps, *_ in spy.calls], dim=-2)
-    assert eps.shape == (*[2] * (n_samples == 2), 100 * N, 3)
+    assert eps.shape == (*[2] * (n_samples == 2), 40 * N, 3)
     assert eps.unique().numel() > 0.99 * eps.numel()  # float32 holds a few equal pairs
     assert abs(eps.mean()) < 4 / eps.numel() ** 0.5
     assert abs(eps.var() - 1) < 4 * (2 / eps.numel()) ** 0.5
@@ -552,7 +552,7 @@ def test_the_learned_prior_becomes_the_moments_of_the_posteriors_of_its_label():
     model.to_mu.weight.data *= 5
     model.requires_grad_(False)
     model.prior_network.requires_grad_()
-    fit(model, data, epochs=400, batch_size=N, lr=0.05)
+    fit(model, data, epochs=200, batch_size=N, lr=0.05)
     mu, log_var = model.encode(data.images, data.labels)
     prior_mu, prior_log_var = (PACE * model.prior_network.weight.detach()).T.chunk(2, dim=1)
     for label in (0, 1):
@@ -575,7 +575,7 @@ def test_a_model_trained_on_labels_makes_images_of_the_label_that_it_is_given(le
         images[labels == label, :, 9 * label : 9 * label + 9] += 0.85
     model = conditional(hidden=16, classes=3, learned_prior=learned_prior, own_weights=False)
     data = Images(images, labels, "thirds", "train")
-    history = fit(model, data, epochs=150, batch_size=20, lr=0.01, held_out=data)
+    history = fit(model, data, epochs=100, batch_size=20, lr=0.02, held_out=data)
     asked = torch.tensor([2, 0, 1, 1, 0, 2, 2])
     made = model.sample(7, torch.Generator().manual_seed(1), y=asked)
     for image, label in zip(made, asked.tolist(), strict=True):
