@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.agreement import agree  # noqa: F401 (a fixture of all tests)
 from tests.comparison import compare_nearly
+from tests.typed import check_once
 
 # Nearly all objects are those of modules, which stay: to look through them for garbage more seldom
 # takes a twentieth off the tests.
@@ -53,6 +54,7 @@ settings.register_profile(
 settings.load_profile("book")
 matplotlib.use("agg")
 compare_nearly()
+check_once()
 # Every type and shape that the package announces is checked when a test calls it. But for the
 # checks, which take anything, and are half of all calls.
 _modules = {f"vae_book.{path.stem}" for path in Path(__file__).parent.glob("vae_book/*.py")}
