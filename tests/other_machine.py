@@ -146,7 +146,7 @@ def hurry():
     for name in ("both_sides", "annealed_log_likelihood"):
         shorten(annealing, name, n_temperatures=3, n_leapfrog=2)
     annealing.TRIES = 3
-    for name in ("nats_budget", "correlation_gain"):
+    for name in ("nats_budget", "correlation_gain", "refined"):
         shorten(budget, name, steps=3, n_samples=20)
     display.png = lambda figure: plt.close(figure) or b""  # drawing takes longer than the rest
     IPython.display.display = lambda *shown, **options: None
