@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 LAUNCHED = "--launched"  # an option for processes that `_launch` has started
+NO_MEMORY = (
+    "the memory of this machine does not suffice; take fewer or smaller images, or a smaller "
+    "model, or end what else uses it"
+)
 PATIENCE = 2  # seconds in which torchrun notices that a process is gone; it looks ten times each
 
 
@@ -29,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from torch import OutOfMemoryError
 
         from vae_book import commands, parallel
+        from vae_book.checks import is_out_of_memory
         from vae_book.files import WriteError
         from vae_book.images import DataError
     except KeyboardInterrupt:
@@ -53,7 +58,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             if isinstance(error, OSError):
                 _give_up_printing()
             _stop(f"error: {error}", 2)
-        except Exception:  # a mistake in the program: with its traceback, but only once
+        except Exception as error:
+            if is_out_of_memory(error):
+                _stop(f"error: {NO_MEMORY}", 2)
+            # A mistake in the program: with its traceback, but only once.
             if parallel.world_size() > 1:
                 time.sleep(PATIENCE)  # or another process is gone, and this one will be ended
             if parallel.fails_first():

@@ -104,6 +104,7 @@ def write_checkpoint(
 
     Raises:
         ValueError: it could not be read back (see `Checkpoint` and `architecture`).
+        OutOfMemoryError: torch's; the checkpoint is put together in memory.
         WriteError: the disk is full, or see `vae_book.files.replacing`.
     """
     found = Checkpoint(
@@ -120,11 +121,17 @@ def rehearse_checkpoint(path: Path | str, model: VAE) -> None:
     check_writable(path, 3 * len(weights))  # Adam keeps two averages of each weight
 
 
-def _packed(checkpoint: Checkpoint) -> bytes:
+def _packed(checkpoint: Checkpoint) -> memoryview:
     # In memory: of a full disk torch.save says neither which file nor why.
     content = io.BytesIO()
-    torch.save(vars(checkpoint), content)
-    return content.getvalue()
+    try:
+        torch.save(vars(checkpoint), content)
+    except (RuntimeError, MemoryError) as error:  # there is no other way for this to fail
+        raise torch.OutOfMemoryError(
+            "model: expected a checkpoint that fits into memory; take a smaller model, or end what "
+            "else uses the memory; an earlier checkpoint stays as it was"
+        ) from error
+    return content.getbuffer()
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:

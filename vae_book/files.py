@@ -22,6 +22,7 @@ class WriteError(OSError):
 
 
 PART = ".part-"  # how the names of files begin that are not whole yet
+PIECE = 2**20  # bytes that are written at once
 HOUR = 3600  # seconds after which a writer on another machine counts as gone
 TOO_LITTLE_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -71,7 +72,8 @@ def check_writable(path: Path | str, size: int) -> None:
             raise IsADirectoryError("it is a folder")
         clear_up(path.parent)
         with part.open("wb") as rehearsal:
-            rehearsal.write(bytes(size))
+            for start in range(0, size, PIECE):
+                rehearsal.write(bytes(min(PIECE, size - start)))
             rehearsal.flush()
             os.fsync(rehearsal.fileno())
 

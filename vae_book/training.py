@@ -245,10 +245,10 @@ def advice(model: VAE, seen: list[Images], settings: Settings, epoch: int) -> It
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        reason, *_ = str(error).split("\n")
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise torch.OutOfMemoryError(
             f"batch_size: {settings.batch_size} images with {settings.n_samples} draws each do not "
             f"fit into the memory of the device in epoch {epoch + 1}; lower batch_size or "

@@ -250,6 +250,25 @@ def test_a_rehearsal_changes_nothing_and_needs_the_room_of_a_checkpoint(written,
         rehearse_checkpoint(path, model)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("unexpected pos 64 vs 0")])
+def test_a_checkpoint_that_does_not_fit_into_memory_says_so(written, monkeypatch, error):
+    """The second is what torch makes of the first."""
+    path, model, optimizer = written
+    before = path.read_bytes()
+
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    for write in (
+        lambda: write_checkpoint(path, model, optimizer, {}, {}),
+        lambda: rehearse_checkpoint(path, model),
+    ):
+        with pytest.raises(torch.OutOfMemoryError, match=r"^model: .* checkpoint that fits"):
+            write()
+    assert path.read_bytes() == before
+
+
 def test_a_checkpoint_has_the_permissions_of_other_files(written):
     path, *_ = written
     other = path.with_name("other")

@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import threading
+import tracemalloc
 
 import pytest
 
@@ -129,6 +130,16 @@ def test_what_cannot_be_written_is_found_out_beforehand(tmp_path, path):
         with pytest.raises(WriteError, match=said):
             check_writable(place, 1)
     assert not list(taken.iterdir())
+
+
+def test_to_ask_for_room_takes_little_memory(path):
+    tracemalloc.start()
+    try:
+        check_writable(path, 50 * 2**20)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * 2**20
 
 
 def test_too_little_room_is_found_out_beforehand(path):
