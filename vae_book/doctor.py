@@ -262,9 +262,17 @@ def reparameterized(exam: Exam) -> Finding:
             "the decoder is computed without gradients, and learns nothing",
             "leave out no_grad() and detach() around it",
         )
+    if exam.encoder_cut_off:
+        return _fault(
+            "encoder-without-gradients",
+            "the encoder is computed without gradients, and learns nothing",
+            "leave out no_grad() and detach() around it",
+        )
     if not seen.drawn:
         raise NotChecked("z was not drawn by the reader's code; give draw=")
     inputs = [seen.encoded.mu, seen.encoded.spread]
+    if seen.loss.requires_grad and not inputs[0].requires_grad:
+        raise NotChecked("the encoder is computed without gradients; its weights are frozen")
     by_mu, by_spread = gradients(torch.cat(list(seen.z)).sum(), inputs)
     cut = [n for n, g in {"mean": by_mu, "spread": by_spread}.items() if not g.any()]
     if cut and _constant(seen):

@@ -443,6 +443,13 @@ class Exam:
     def _seen(self, encoded: Encoded, decodings: Sequence[Call], loss: Tensor, drawn: bool) -> Pass:
         if len(encoded.mu) != self.n:
             raise NotChecked("the loss encodes something other than the images")
+        learns = {"mean": encoded.mu.requires_grad, "spread": encoded.spread.requires_grad}
+        if any(learns.values()) and not all(learns.values()):
+            fixed = min(learns, key=learns.__getitem__)
+            raise NotChecked(
+                f"the {fixed} that encode returns has no gradient, by which the loss is read; if "
+                "its layer is frozen, look with requires_grad_(True)"
+            )
         layouts = [_layout(call.argument, encoded.mu) for call in decodings]
         shape = encoded.mu.shape
         zs = [
@@ -451,6 +458,18 @@ class Exam:
         ]
         return Pass(encoded, zs, [self.meant(each.result) for each in decodings], loss, drawn,
                     layouts)  # fmt: skip
+
+    @cached_property
+    def encoder_cut_off(self) -> bool:
+        """Whether the encoder is computed without gradients in a loss, and elsewhere with them."""
+
+        def learns(encoded: Encoded) -> bool:
+            return encoded.mu.requires_grad or encoded.spread.requires_grad
+
+        if not self.seen.loss.requires_grad or learns(self.seen.encoded):
+            return False
+        with mode(self.modules, training=True), torch.enable_grad():
+            return learns(self.encoding(self.images, *self.told))
 
     @property
     def cut_off(self) -> bool:
@@ -507,6 +526,8 @@ class Exam:
     @cached_property
     def kl(self) -> KLTerm | None:
         """The KL in the loss; None if there is none."""
+        if not self.seen.encoded.mu.requires_grad:
+            raise NotChecked("the encoder is computed without gradients")
         term = self.understood
         declared = self.seen.encoded.kind
         return kl_term(self.seen, term, self.p_z, [declared] if declared else KINDS)

@@ -1749,6 +1749,46 @@ def test_a_loss_without_a_gradient_is_said_to_have_none(loss, found, script, x):
     assert finding.found.startswith(found)
 
 
+def test_an_encoder_without_gradients_is_found_unless_its_weights_are_frozen(script, x):
+    model = broken(script)
+
+    def loss(x):
+        with torch.no_grad():
+            mu, log_var = model.encode(x)
+        made = model.decode(model.reparameterize(mu, log_var))
+        return model.bce(made, x) + model.kld(mu, log_var)
+
+    report = diagnose(model.encode, model.decode, x, loss=loss)
+    assert report.faults == ("encoder-without-gradients",), str(report)
+    assert report["scale and sign of both terms"].verdict == "not checked"
+    for layer in (model.fc1, model.fc21, model.fc22):
+        layer.requires_grad_(False)
+    for each in (loss, model.loss):
+        report = diagnose(model.encode, model.decode, x, loss=each)
+        assert report.healthy, str(report)
+        assert report["reparameterized gradient"].verdict == "not checked"
+
+
+@pytest.mark.parametrize("fixed", ["mean", "spread"])
+@pytest.mark.parametrize("constant", [False, True])
+def test_a_loss_cannot_be_read_by_what_has_no_gradient(fixed, constant, script, x):
+    head = {"mean": "fc21", "spread": "fc22"}[fixed]
+
+    def encode(self, x):
+        made = dict(zip(("mean", "spread"), Script.encode(self, x), strict=True))
+        return tuple((made | ({fixed: torch.zeros(len(x), UNITS)} if constant else {})).values())
+
+    model = broken(script, encode=encode)
+    if not constant:
+        model.fc1.requires_grad_(False)
+        getattr(model, head).requires_grad_(False)
+    report = diagnose(model.encode, model.decode, x, loss=model.loss)
+    finding = report["scale and sign of both terms"]
+    assert finding.verdict == "not checked"
+    assert finding.found.startswith(f"the {fixed} that encode returns has no gradient")
+    assert report.healthy, str(report)
+
+
 @pytest.mark.parametrize("prior", [Normal(0.0, 1.0), Normal(torch.zeros(1), torch.ones(1))])
 def test_a_prior_of_one_unit_is_that_of_all(prior, script, x):
     report = diagnose(script.encode, script.decode, x, loss=script.loss, prior=prior)
