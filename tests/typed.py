@@ -24,8 +24,6 @@ def checked(decorated=None, **options):
         return lambda each: checked(each, **options)
     if not inspect.isfunction(decorated):  # a data class
         return _jaxtyped(decorated, **options)
-    if "<locals>" in decorated.__qualname__:  # made anew in each call of the function around it
-        return decorated
     sure = beartype(decorated)
 
     @wraps(decorated)

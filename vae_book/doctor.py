@@ -256,18 +256,13 @@ def deviation(exam: Exam) -> Finding:
 def reparameterized(exam: Exam) -> Finding:
     """Whether gradients reach the encoder through z, and are those of mu + sigma * eps."""
     seen = exam.seen
-    if exam.cut_off:
-        return _fault(
-            "decoder-without-gradients",
-            "the decoder is computed without gradients, and learns nothing",
-            "leave out no_grad() and detach() around it",
-        )
-    if exam.encoder_cut_off:
-        return _fault(
-            "encoder-without-gradients",
-            "the encoder is computed without gradients, and learns nothing",
-            "leave out no_grad() and detach() around it",
-        )
+    for part in ("decoder", "encoder"):
+        if getattr(exam, f"{part}_cut_off"):
+            return _fault(
+                f"{part}-without-gradients",
+                f"the {part} is computed without gradients, and learns nothing",
+                "leave out no_grad() and detach() around it",
+            )
     if not seen.drawn:
         raise NotChecked("z was not drawn by the reader's code; give draw=")
     inputs = [seen.encoded.mu, seen.encoded.spread]

@@ -462,17 +462,14 @@ class Exam:
     @cached_property
     def encoder_cut_off(self) -> bool:
         """Whether the encoder is computed without gradients in a loss, and elsewhere with them."""
-
-        def learns(encoded: Encoded) -> bool:
-            return encoded.mu.requires_grad or encoded.spread.requires_grad
-
-        if not self.seen.loss.requires_grad or learns(self.seen.encoded):
+        if not self.seen.loss.requires_grad or self.seen.encoded.mu.requires_grad:
             return False
         with mode(self.modules, training=True), torch.enable_grad():
-            return learns(self.encoding(self.images, *self.told))
+            encoded = self.encoding(self.images, *self.told)
+        return encoded.mu.requires_grad or encoded.spread.requires_grad
 
     @property
-    def cut_off(self) -> bool:
+    def decoder_cut_off(self) -> bool:
         """Whether the decoder is computed without gradients in a loss that has some."""
         held = [each for decoded in self.seen.decoded for each in tensors_of(decoded)]
         learns = any(each.requires_grad for each in held)
@@ -484,7 +481,7 @@ class Exam:
         seen = self.seen
         if not seen.loss.requires_grad:
             raise NotChecked("the loss has no gradient; is it computed inside torch.no_grad()?")
-        if self.cut_off:
+        if self.decoder_cut_off:
             raise NotChecked("the decoder is computed without gradients")
         if not _outputs(seen):
             raise NotChecked("decode returns neither tensors nor a distribution of such")
