@@ -61,6 +61,11 @@ _modules = {f"vae_book.{path.stem}" for path in Path(__file__).parent.glob("vae_
 jaxtyping.install_import_hook([*(_modules - {"vae_book.checks"})], "beartype.beartype")
 
 
+# The files of unit tests that take longest, and about how many seconds.
+LONG = {f"test_{name}": 30 for name in ("doctor", "parallel", "training")}
+LONG |= {f"test_{name}": 15 for name in ("book_tool", "budget", "clinic", "command_line", "fuzz")}
+
+
 @pytest.fixture(scope="module")
 def book():
     """tools/book.py, whose name is that of a folder, too."""
@@ -84,13 +89,10 @@ def pytest_xdist_auto_num_workers(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Chapters first, the longest before the others: no process then ends long after the rest.
-
-    Of the other files that of several processes takes longest.
-    """
+    """Chapters first, the longest before the others: no process then ends long after the rest."""
     paths = {item.path for item in items}
     seconds = {path: processes.seconds(path) for path in paths if path.suffix == ".ipynb"}
-    seconds |= {path: processes.MINUTE for path in paths if path.name == "test_parallel.py"}
+    seconds |= {path: LONG.get(path.stem, 0) for path in paths if path.suffix == ".py"}
     place = {"book": 0, "site": 1}
     items.sort(key=lambda item: (place.get(item.path.parent.name, 2), -seconds.get(item.path, 0)))
 

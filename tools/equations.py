@@ -47,12 +47,12 @@ class Claim(NamedTuple):
 
 def equations(top: Path) -> list[Equation]:
     """The labelled formulas below ``top``, in the order of the table of contents."""
-    return [
-        Equation(label, tex.strip(), title(nbformat.read(path, as_version=4)))
-        for path in chapters(top)
-        for tex, label in DISPLAY.findall(prose(path))
-        if label
-    ]
+    found = []
+    for path in chapters(top):
+        chapter = title(nbformat.read(path, as_version=4))
+        formulas = DISPLAY.findall(prose(path))
+        found += [Equation(label, tex.strip(), chapter) for tex, label in formulas if label]
+    return found
 
 
 def named(root: Path) -> dict[str, list[str]]:

@@ -2,10 +2,12 @@
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 LAUNCHED = "--launched"  # an option for processes that `_launch` has started
 NO_MEMORY = (
@@ -36,10 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         from vae_book.checks import is_out_of_memory
         from vae_book.files import WriteError
         from vae_book.images import DataError
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if not launched:
             print("vae_book: stopped", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + _signal(interrupt))
 
     def say_who_is_gone(gone: list[str]) -> None:
         if gone or not launched:
@@ -50,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             getattr(commands, command)(**options)
             sys.stdout.flush()  # or a full disk would be found out when it is too late to tell
-        except KeyboardInterrupt:
-            _stop("" if launched else f"stopped{again}", 130)
+        except KeyboardInterrupt as interrupt:
+            _stop("" if launched else f"stopped{again}", 128 + _signal(interrupt))
         except WriteError as error:
             _stop(f"error: {error}{again}", 2)
         except (ValueError, OSError, DataError, OutOfMemoryError) as error:
@@ -69,6 +71,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit(1)
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """What SIGTERM does here: all that Ctrl-C does, so that half a file is not left behind."""
+    raise KeyboardInterrupt(number)
+
+
+def _signal(interrupt: KeyboardInterrupt) -> int:
+    return interrupt.args[0] if interrupt.args else signal.SIGINT
+
+
 def _launch(processes: int, argv: Sequence[str], again: str) -> None:
     """Run a command in several processes; what they cannot tell themselves is told here."""
     gone: list[str] = []
@@ -78,8 +89,8 @@ def _launch(processes: int, argv: Sequence[str], again: str) -> None:
         from vae_book import parallel
 
         code, gone = parallel.launch(processes, argv)
-    except KeyboardInterrupt:
-        code = 130
+    except KeyboardInterrupt as interrupt:
+        code = 128 + _signal(interrupt)
     except (ValueError, OSError) as error:
         if get_node_local_rank(fallback_rank=0) == 0:
             print(f"vae_book: error: {error}", file=sys.stderr)
@@ -304,4 +315,6 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun's processes end as `parallel` says
+        signal.signal(signal.SIGTERM, _interrupt)
     main()

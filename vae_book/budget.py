@@ -26,7 +26,7 @@ from vae_book.models import VAE, Pass, measuring
 from vae_book.monte_carlo import Estimate, average
 from vae_book.reparameterization import reparameterize_full
 
-TABLE = 4_000_000  # densities at a time, of draws of z under the q(z | x) of all images
+TABLE = 1_000_000  # densities at a time, of draws of z under the q(z | x) of all images
 MEASURING = 1  # the stream of noise that measures a q: one that its search has not seen
 
 

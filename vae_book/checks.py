@@ -237,9 +237,9 @@ def enough_memory(options: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        reason = str(error).split("DefaultCPUAllocator: ")[-1].partition("\n")[0]
         raise torch.OutOfMemoryError(
-            f"{options}: expected what fits into the memory of this machine; lower it ({reason})"
+            f"{options}: expected what fits into the memory of this machine; lower it "
+            f"({what_torch_says(error)})"
         ) from error
 
 
@@ -247,6 +247,12 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether memory did not suffice, for which torch has a kind of error on a GPU alone."""
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return known or any(each in str(error) for each in FULL)
+
+
+def what_torch_says(error: Exception) -> str:
+    """The line in which an error tells of full memory, without the place in torch's own code."""
+    said = str(error).split("DefaultCPUAllocator: ")[-1].partition("\n")[0]
+    return said or type(error).__name__
 
 
 def sums_to_one(**logarithms: Tensor) -> None:

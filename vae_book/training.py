@@ -20,7 +20,15 @@ from vae_book.adam import Adam
 from vae_book.bounds import elbo_terms
 from vae_book.capture import captured_step
 from vae_book.checkpoints import read_checkpoint, rehearse_checkpoint, write_checkpoint
-from vae_book.checks import MOST, is_out_of_memory, of_kind, real_number, trusted, whole_number
+from vae_book.checks import (
+    MOST,
+    is_out_of_memory,
+    of_kind,
+    real_number,
+    trusted,
+    what_torch_says,
+    whole_number,
+)
 from vae_book.device import describe, seeded, sent, standard_normal
 from vae_book.evaluation import average_elbo, chunks
 from vae_book.history import History
@@ -248,12 +256,11 @@ def advice(model: VAE, seen: list[Images], settings: Settings, epoch: int) -> It
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        reason = str(error).partition("\n")[0] or type(error).__name__
         raise torch.OutOfMemoryError(
             f"batch_size: {settings.batch_size} images with {settings.n_samples} draws each do not "
             f"fit into the memory of the device in epoch {epoch + 1}; lower batch_size or "
             "n_samples, take a smaller model, or end what else uses the device; a checkpoint stays "
-            f"as it was before ({reason})"
+            f"as it was before ({what_torch_says(error)})"
         ) from error
     except ValueError as error:
         if isinstance(error, NotFiniteError) or makes_numbers(model, seen):

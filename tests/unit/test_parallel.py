@@ -139,6 +139,7 @@ def workers_of(process):
 
 
 LAUNCHERS = {
+    "one process": ["vae_book", *TRAIN],
     "torchrun": [*TORCHRUN, "-m", "vae_book", *TRAIN],
     "--processes": ["vae_book", *TRAIN, "--processes", "2"],
 }
@@ -243,8 +244,9 @@ def test_processes_do_not_stay_behind_without_their_launcher(started, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_several_processes_stop_with_one_line(started, tmp_path, number):
-    running = started(LAUNCHERS["--processes"])
+@pytest.mark.parametrize("launcher", ["one process", "--processes"])
+def test_a_run_stops_with_one_line(started, tmp_path, launcher, number):
+    running = started(LAUNCHERS[launcher])
     running.send_signal(number)
     assert running.wait(timeout=120) == 128 + number
     assert lines((tmp_path / "said").read_text()) == [f"vae_book: stopped{AGAIN}"]
