@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if gone or not launched:
             _say_who_is_gone(gone, again)
 
+    if __name__ == "__main__" and not parallel.launched():  # else `parallel` listens for it
+        signal.signal(signal.SIGTERM, _interrupt)
     with parallel.process_group():
         parallel.when_ended(say_who_is_gone)
         try:
@@ -315,6 +317,4 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun's processes end as `parallel` says
-        signal.signal(signal.SIGTERM, _interrupt)
     main()

@@ -330,14 +330,15 @@ def information(
         raise ValueError(f"y: expected a tensor with a row for each of {n} images, got {y!r:.60}")
     joint, unit = torch.zeros_like(q_z.mu[:, 0]), torch.zeros_like(q_z.mu)
     for group in _alike(y, n, q_z.mu.device):
-        others = q_z[group]
-        for rows, own in _blocks(group, max(1, TABLE // others.mu.numel())):
+        mu, log_var = (each.mT.contiguous() for each in q_z[group])  # images last, as they are many
+        at_the_mean = -0.5 * (log_var + LOG_2PI)
+        for rows, own in _blocks(group, max(1, TABLE // mu.numel())):
             for _ in range(n_samples):
-                z = q_z[rows].sample((len(rows),), generator)
+                z = q_z[rows].sample((len(rows),), generator).unsqueeze(-1)
                 # Scaled first, and then squared: an inverse variance may overflow.
-                scaled = (z.unsqueeze(1) - others.mu) * (-0.5 * others.log_var).exp()
-                log_q = -0.5 * (scaled.square() + others.log_var + LOG_2PI)  # (rows, group, d)
-                joint[rows] += _above_average(log_q.sum(-1), own) / n_samples
+                scaled = (z - mu) * (-0.5 * log_var).exp()
+                log_q = at_the_mean.addcmul(scaled, scaled, value=-0.5)  # (rows, d, group)
+                joint[rows] += _above_average(log_q.sum(1), own) / n_samples
                 unit[rows] += _above_average(log_q, own) / n_samples
     return joint, unit
 
@@ -357,9 +358,9 @@ def _blocks(group: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _above_average(log_q: Tensor, own: Tensor) -> Tensor:
-    """log q(z | x) - log q(z), from the log q(z | x') of all x' along axis 1; x stands at own."""
+    """log q(z | x) - log q(z), from log q(z | x') of all x' on the last axis; x stands at own."""
     row = torch.arange(len(own), device=own.device)
-    return log_q[row, own] - log_q.logsumexp(1) + math.log(log_q.shape[1])
+    return log_q[row, ..., own] - log_q.logsumexp(-1) + math.log(log_q.shape[-1])
 
 
 def _moved(q_z: DiagonalGaussian, shift: Tensor, log_scale: Tensor) -> DiagonalGaussian:

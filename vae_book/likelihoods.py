@@ -6,8 +6,10 @@ are summed over those three axes, so there is one number, in nats, for each imag
 may come before those of the images.
 """
 
+import inspect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -376,12 +378,19 @@ def cross_entropy(
     return _CrossEntropy.apply(x.expand_as(logits), logits)
 
 
+def _signed(forward: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """With its signature at hand: torch asks for it in every call, and to find it takes 80 us."""
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    return forward
+
+
 class _CrossEntropy(torch.autograd.Function):
     """By the logarithm of 1 + exp(-|l|): log1p takes longer, for a gain below 1e-7."""
 
     generate_vmap_rule = True  # for torch.func, as setup_context and jvp are
 
     @staticmethod
+    @_signed
     def forward(x: Tensor, logits: Tensor) -> Tensor:
         largest = torch.finfo(logits.dtype).max
         finite = logits.clamp(-largest, largest)  # 0 times infinity is 0 here
@@ -413,6 +422,7 @@ class _SummedCrossEntropy(_CrossEntropy):
     """
 
     @staticmethod
+    @_signed
     def forward(x: Tensor, logits: Tensor) -> Tensor:
         largest = torch.finfo(logits.dtype).max
         factors = logits.abs().neg_().exp_().add_(1)

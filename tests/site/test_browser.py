@@ -9,7 +9,7 @@ SMALLEST = 10  # points
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 360, "height": 740}
 # Rules of axe that look at the colors of all there is, which takes longer than the others together.
-COLORS = ("color-contrast", "link-in-text-block")
+COLORS = ["color-contrast", "link-in-text-block"]
 
 # Elements of the article that stick out of the window and that nothing around them scrolls.
 STICKING_OUT = """() => {
@@ -195,13 +195,6 @@ def test_type_in_figures_is_large_enough(opened, size):
     assert all(SMALLEST / 72 * width / WIDTH >= 8 for width in widths), min(widths)
 
 
-def test_axe_finds_no_barrier(opened, axe):
-    """On a phone, where most has to scroll; a desktop's view of one page is looked at below."""
-    view = seen(opened.page, PHONE)
-    view.evaluate(DRAWN)  # book.js makes what scrolls focusable
-    assert axe(view, without=COLORS) == []
-
-
 @pytest.mark.parametrize("mode", ["light", "dark"])
 def test_text_is_easy_to_read(opened, hard_to_read, mode):
     view = seen(opened.page, PHONE, mode)
@@ -209,19 +202,30 @@ def test_text_is_easy_to_read(opened, hard_to_read, mode):
     assert hard_to_read(view) == []
 
 
+def test_axe_finds_no_barrier(opened, axe):
+    """On a phone, where most has to scroll; a desktop's view of one page is looked at below.
+
+    Without the strokes of formulas, half of all elements: they are hidden from whoever has formulas
+    read to them, and what scrolls is looked at above. As they are gone then, it comes last.
+    """
+    view = seen(opened.page, PHONE, "dark")
+    view.eval_on_selector_all("mjx-math", "all => all.forEach(e => e.replaceChildren())")
+    assert axe(view, rules={rule: {"enabled": False} for rule in COLORS}) == []
+
+
 @pytest.fixture(scope="module")
 def page_of_all_kinds(open_page, site):
-    page = open_page((site / "book/11_conditional_vae.html").as_uri(), viewport=DESKTOP).page
+    page = open_page((site / "book/08_vae_on_mnist.html").as_uri(), viewport=DESKTOP).page
     yield page
     page.close()
 
 
-@pytest.mark.parametrize("mode", ["light", "dark"])
-def test_axe_finds_no_barrier_on_a_desktop_or_in_colors(page_of_all_kinds, axe, mode):
+@pytest.mark.parametrize(("mode", "rules"), [("light", {}), ("dark", {"runOnly": COLORS})])
+def test_axe_finds_no_barrier_on_a_desktop_or_in_colors(page_of_all_kinds, axe, mode, rules):
     """In a page with all kinds of things; the text of all pages is looked at above."""
     view = seen(page_of_all_kinds, DESKTOP, mode)
     view.evaluate("() => Promise.all(document.getAnimations().map(change => change.finished))")
-    assert axe(view) == []
+    assert axe(view, **rules) == []
 
 
 def test_what_has_the_focus_shows_it(open_page, site):
