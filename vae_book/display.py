@@ -11,6 +11,7 @@ from io import BytesIO
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image, ImageChops
@@ -90,15 +91,17 @@ def png(figure: Figure) -> bytes:
     Lines, text and gray images get along with 256 colors, in a file a third of the size. Pictures
     in color may not: their colors stay.
     """
-    drawn, picture = BytesIO(), BytesIO()
     for text in figure.findobj(Text):
         text.set_text(minus(text.get_text()))
-    figure.savefig(drawn, format="png", dpi=DPI)
+    figure.set_dpi(DPI)
+    drawn = FigureCanvasAgg(figure)  # once: to save a figure would draw it twice
+    drawn.draw()
     plt.close(figure)
-    image = Image.open(drawn).convert("RGB")
+    image = Image.fromarray(np.asarray(drawn.buffer_rgba())).convert("RGB")
     few = image.quantize(256, dither=Image.Dither.NONE)
     off = ImageChops.difference(image, few.convert("RGB"))
     strange = (np.asarray(off) > NEAR).any(-1).mean()  # at the edges of lines and letters
+    picture = BytesIO()
     (few if strange < 1e-3 else image).save(picture, "png", optimize=True)
     return picture.getvalue()
 

@@ -186,7 +186,8 @@ def lines(text):
 def test_a_killed_process_is_named_once_with_how_to_go_on(
     started, folder, tmp_path, launcher, rank
 ):
-    running, out = started(LAUNCHERS[launcher], start_fresh), tmp_path / "run"
+    how = start_fresh if launcher == "torchrun" else forks.start
+    running, out = started(LAUNCHERS[launcher], how), tmp_path / "run"
     os.kill(workers_of(running)[rank], signal.SIGKILL)
     assert running.wait(timeout=120) != 0
     said = lines((tmp_path / "said").read_text())
