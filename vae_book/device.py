@@ -46,6 +46,13 @@ def best_device() -> torch.device:
     return torch.device("cpu")
 
 
+def lacks_bfloat16(device: torch.device) -> bool:
+    """Whether the processor is known to have no bfloat16 products, which torch then makes up."""
+    can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    has = can.get("avx512_bf16") or can.get("amx_bf16")
+    return device.type == "cpu" and can.get("architecture") == "x86_64" and not has
+
+
 def _own_gpu() -> torch.device:
     rank, gpus = dist.get_node_local_rank(fallback_rank=0), torch.cuda.device_count()
     if rank >= max(gpus, 1):

@@ -3,6 +3,7 @@
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -29,7 +30,7 @@ from vae_book.checks import (
     what_torch_says,
     whole_number,
 )
-from vae_book.device import describe, seeded, sent, standard_normal
+from vae_book.device import describe, lacks_bfloat16, seeded, sent, standard_normal
 from vae_book.evaluation import average_elbo, chunks
 from vae_book.history import History
 from vae_book.images import Images, binarize
@@ -59,7 +60,8 @@ class Settings:
         resample: make the images binary, afresh in each step, instead of using the gray levels.
         precision: ``bfloat16`` computes the matrix products of encoder and decoder with 8
             significant bits instead of 24, under torch's autocast; weights, Adam and both terms of
-            the bound stay in single precision. Faster where the processor has such products.
+            the bound stay in single precision. Faster where the processor has such products; a
+            warning says where it is known to have none.
 
     Raises:
         ValueError: a number is out of range, a setting of another kind, or there is no such
@@ -477,6 +479,12 @@ def check_trainable(model: VAE, settings: Settings) -> None:
         )
     if settings.precision == "bfloat16":
         check_short(weights[0], settings)
+        if parallel.is_main() and lacks_bfloat16(weights[0].device):
+            warnings.warn(
+                "precision: this processor has no bfloat16 products, and makes them up; float32 is "
+                "likely to be faster here",
+                stacklevel=4,
+            )
     if settings.eps < torch.finfo(types[0]).smallest_normal:
         raise ValueError(
             f"eps: expected a number that weights of {types[0]} can hold, got {settings.eps:g}, "

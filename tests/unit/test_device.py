@@ -9,7 +9,14 @@ import torch
 
 from tests.numbers import refused
 from vae_book.bounds import elbo
-from vae_book.device import best_device, describe, processor, seeded, standard_normal
+from vae_book.device import (
+    best_device,
+    describe,
+    lacks_bfloat16,
+    processor,
+    seeded,
+    standard_normal,
+)
 from vae_book.distributions import DiagonalGaussian, Mixture
 from vae_book.images import binarize
 from vae_book.likelihoods import Bernoulli, Gaussian
@@ -33,6 +40,21 @@ def machine(monkeypatch):
             monkeypatch.setenv("LOCAL_RANK", local_rank)
 
     return pretend
+
+
+@pytest.mark.parametrize(
+    ("can", "expected"),
+    [
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, True),
+        ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": True}, False),
+        ({"architecture": "arm64"}, False),  # what it can is not known
+    ],
+)
+def test_a_processor_without_bfloat16_is_known(monkeypatch, can, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can, raising=False)
+    assert lacks_bfloat16(torch.device("cpu")) is expected
+    assert not lacks_bfloat16(torch.device("cuda"))
 
 
 @pytest.mark.parametrize(

@@ -503,6 +503,16 @@ def test_in_bfloat16_products_are_short_and_all_else_is_not():
         fit(VAE(2, 16), data, epochs=1, precision="half")
 
 
+@pytest.mark.parametrize(("lacks", "times"), [(True, 1), (False, 0)])
+def test_where_bfloat16_is_not_faster_a_warning_says_so(monkeypatch, recwarn, lacks, times):
+    monkeypatch.setattr(training, "lacks_bfloat16", lambda device: lacks)
+    fit(VAE(2, 16), gray(), epochs=1, precision="bfloat16", **SETTINGS)
+    fit(VAE(2, 16), gray(), epochs=1, **SETTINGS)
+    said = [str(each.message) for each in recwarn]
+    assert len([each for each in said if each.startswith("precision: this processor")]) == times
+    assert len(said) == times
+
+
 def test_resample_draws_each_pixel_afresh_in_each_step():
     data = gray()
     data.images[:, :, 14:] = 0.3  # never 1 if gray levels were cut at a half
