@@ -393,7 +393,7 @@ def classes(
         )
     names = labels.unique().tolist()
     groups = [points[labels == name] for name in names]
-    gap = points.std().item() / 4 if len(points) > 1 else 0.0
+    gap = 0.32 * points.std().item() if len(points) > 1 else 0.0
     places = apart(torch.stack([own.median(0).values for own in groups]), gap)
     halo = [withStroke(linewidth=3, foreground="white")]
     with plt.rc_context(STYLE):
