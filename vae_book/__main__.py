@@ -5,9 +5,12 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 LAUNCHED = "--launched"  # an option for processes that `_launch` has started
 NO_MEMORY = (
@@ -47,8 +50,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if gone or not launched:
             _say_who_is_gone(gone, again)
 
-    if __name__ == "__main__" and not parallel.launched():  # else `parallel` listens for it
-        signal.signal(signal.SIGTERM, _interrupt)
+    if __name__ == "__main__":
+        warnings.showwarning = _warn
+        if not parallel.launched():  # else `parallel` listens for it
+            signal.signal(signal.SIGTERM, _interrupt)
     with parallel.process_group():
         parallel.when_ended(say_who_is_gone)
         try:
@@ -71,6 +76,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             if parallel.fails_first():
                 raise
             sys.exit(1)
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    _warn_once(str(message))  # of a folder that is read for both splits
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """One line, above a progress bar; of several processes the main one tells."""
+    from tqdm import tqdm
+
+    from vae_book import parallel
+
+    if parallel.is_main():
+        tqdm.write(f"vae_book: warning: {message}", file=sys.stderr)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -205,8 +205,8 @@ def test_text_is_easy_to_read(opened, hard_to_read, mode):
 def test_axe_finds_no_barrier(opened, axe):
     """On a phone, where most has to scroll; a desktop's view of one page is looked at below.
 
-    Without the strokes of formulas, half of all elements: they are hidden from whoever has formulas
-    read to them, and what scrolls is looked at above. As they are gone then, it comes last.
+    Without the strokes of formulas, up to a third of a page: they are hidden from whoever has them
+    read aloud, and what scrolls is looked at above. As they are gone then, it comes last.
     """
     view = seen(opened.page, PHONE, "dark")
     view.eval_on_selector_all("mjx-math", "all => all.forEach(e => e.replaceChildren())")

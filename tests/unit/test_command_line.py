@@ -675,6 +675,26 @@ def test_the_pictures_that_a_resumed_run_writes_first_are_looked_for(train, caps
     assert line.startswith("vae_book: error: --out: expected a file, got a folder: ")
 
 
+def test_a_warning_is_one_line(folder, tmp_path):
+    """In a program of its own, as pytest has its own ways with warnings."""
+    shutil.copytree(folder, tmp_path / "pictures")
+    (tmp_path / "pictures" / "one" / "notes.txt").write_text("no picture")
+    options = [
+        "--source",
+        tmp_path / "pictures",
+        *SMALL,
+        "--epochs",
+        "1",
+        "--out",
+        tmp_path / "run",
+    ]
+    done = forks.run("-m", "vae_book", "train", *options)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "notes.txt" in line]
+    assert line.startswith("vae_book: warning: ")
+    assert "UserWarning" not in done.stderr
+
+
 def test_torchrun_with_processes_is_refused_once(folder, tmp_path):
     command = ["torch.distributed.run", "--standalone", "--local-addr=localhost"]
     command += ["--nproc-per-node=3", "-m", "vae_book", "train", "--processes", "2"]
