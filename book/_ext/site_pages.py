@@ -23,6 +23,8 @@ POLICY = (
     " img-src 'self' data:; style-src 'self' 'unsafe-inline'; script-src 'self'"
 )
 INLINE_SCRIPT = re.compile(r"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
+FORMULA = r'<span class="math [^"]*">\\\([^<]*\\\)</span>'
+OPENS, CLOSES = r"[(\[\u201c]", r"[,.;:!?)\]\u201d\u2019]"
 REPAIRS = [
     (re.compile(pattern, re.DOTALL), replacement)
     for pattern, replacement in (
@@ -42,7 +44,7 @@ REPAIRS = [
         (r'<th class="head([^"]*)"><p></p></th>', r'<td class="head\1"></td>'),
         # A line does not break between a formula and what belongs to it.
         (
-            r'[(\[\u201c]*<span class="math [^"]*">\\\([^<]*\\\)</span>[,.;:!?)\]\u201d\u2019]+',
+            rf"{OPENS}+{FORMULA}{CLOSES}*|{FORMULA}{CLOSES}+",
             r'<span class="unbroken">\g<0></span>',
         ),
         # The space before a link is not a part of it, nor underlined.

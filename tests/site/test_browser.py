@@ -130,18 +130,24 @@ def test_one_search_box_is_in_sight(opened, size):
 
 
 @SIZES
-def test_no_line_starts_with_what_closes_a_formula(opened, size):
-    torn = seen(opened.page, size).evaluate("""() =>
-      [...document.querySelectorAll('article span.math')].filter(e => {
-        const next = e.nextSibling;
-        if (!e.checkVisibility() || next?.nodeType !== 3) return false;
-        const at = next.data.search(/[^\u2060]/), range = document.createRange();
-        if (!/[,.;:!?)]/.test(next.data[at])) return false;
-        range.setStart(next, at);
-        range.setEnd(next, at + 1);
-        const end = [...e.querySelector('mjx-math').getClientRects()].at(-1);
-        return range.getBoundingClientRect().top > end.bottom;
-      }).map(e => e.textContent.slice(0, 40) + e.nextSibling.data.slice(0, 20))""")
+def test_no_line_starts_with_what_closes_a_formula_or_ends_with_what_opens_one(opened, size):
+    torn = seen(opened.page, size).evaluate("""() => {
+      const range = document.createRange();
+      const line = (text, at) => {
+        range.setStart(text, at);
+        range.setEnd(text, at + 1);
+        return range.getBoundingClientRect();
+      };
+      return [...document.querySelectorAll('article span.math')].filter(e => {
+        if (!e.checkVisibility()) return false;
+        const [before, next] = [e.previousSibling, e.nextSibling], text = 3;
+        const drawn = [...e.querySelector('mjx-math').getClientRects()];
+        const opens = before?.nodeType === text && /[(\\[“]$/.test(before.data);
+        const closes = next?.nodeType === text && /^[,.;:!?)\\]”’]/.test(next.data);
+        return closes && line(next, 0).top > drawn.at(-1).bottom
+          || opens && line(before, before.length - 1).bottom < drawn[0].top;
+      }).map(e => e.parentElement.textContent.slice(0, 60));
+    }""")
     assert torn == []
 
 
