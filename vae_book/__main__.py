@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     again = again if command == "train" else ""
     if command == "reproduce":
         again = "; the same command goes on where it was"
+    if __name__ == "__main__" and not launched:
+        _until_imported(again)
     if processes > 1 and not launched:
         _launch(processes, [*argv, LAUNCHED], again)
         return
@@ -43,8 +45,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         from vae_book.images import DataError
     except KeyboardInterrupt as interrupt:
         if not launched:
-            print("vae_book: stopped", file=sys.stderr)
+            print(f"vae_book: stopped{again}", file=sys.stderr)
         sys.exit(128 + _signal(interrupt))
+    except ImportError as error:
+        if "map segment" not in str(error) and "allocate memory" not in str(error):
+            raise
+        print(f"vae_book: error: {NO_MEMORY}", file=sys.stderr)
+        sys.exit(2)
 
     def say_who_is_gone(gone: list[str]) -> None:
         if gone or not launched:
@@ -52,13 +59,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if __name__ == "__main__":
         warnings.showwarning = _warn
-        if not parallel.launched():  # else `parallel` listens for it
-            signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGINT, _interrupt)
+        # Of several processes `parallel` listens for it.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if parallel.launched() else _interrupt)
     with parallel.process_group():
         parallel.when_ended(say_who_is_gone)
         try:
             getattr(commands, command)(**options)
-            sys.stdout.flush()  # or a full disk would be found out when it is too late to tell
+            if sys.stdout is not None:  # it may have been closed
+                sys.stdout.flush()  # or a full disk would be found out when it is too late to tell
         except KeyboardInterrupt as interrupt:
             _stop("" if launched else f"stopped{again}", 128 + _signal(interrupt))
         except WriteError as error:
@@ -93,8 +102,19 @@ def _warn_once(message: str) -> None:
         tqdm.write(f"vae_book: warning: {message}", file=sys.stderr)
 
 
+def _until_imported(again: str) -> None:
+    """Let signals end this process at once: an import may swallow what they raise."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        print(f"vae_book: stopped{again}", file=sys.stderr, flush=True)
+        os._exit(128 + number)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, end)
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """What SIGTERM does here: all that Ctrl-C does, so that half a file is not left behind."""
+    """What SIGTERM does, too: all that Ctrl-C does, so that half a file is not left behind."""
     raise KeyboardInterrupt(number)
 
 
@@ -110,6 +130,7 @@ def _launch(processes: int, argv: Sequence[str], again: str) -> None:
 
         from vae_book import parallel
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # torchrun sets its own later
         code, gone = parallel.launch(processes, argv)
     except KeyboardInterrupt as interrupt:
         code = 128 + _signal(interrupt)
@@ -169,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument(
         "--source",
+        type=_named,
         help="bundled, full, fashion, kmnist, or a folder with one subfolder of images for each "
         "class (default: VAE_BOOK_DATASET, else bundled)",
     )
@@ -246,7 +268,9 @@ def _parser() -> argparse.ArgumentParser:
         "terms, and the protocol: what was measured on which data and how.",
     )
     _checkpoint(evaluate)
-    evaluate.add_argument("--source", help="as for train (default: what the model was trained on)")
+    evaluate.add_argument(
+        "--source", type=_named, help="as for train (default: what the model was trained on)"
+    )
     evaluate.add_argument(
         "--split",
         choices=("train", "test"),
@@ -319,7 +343,14 @@ def _checkpoint(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _named(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a name, got an empty one")
+    return text
+
+
 def _path(text: str) -> Path:
+    _named(text)
     return Path(os.path.expanduser(text))  # of --out=~/runs a shell leaves ~ as it is
 
 

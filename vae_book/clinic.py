@@ -243,7 +243,7 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
             broken=lambda encode: (
                 lambda self, x, y=None: DiagonalGaussian(*[encode(self, x, y).mu] * 2)
             ),
-            symptom="the loss stops higher up",
+            symptom="the loss stays higher",
         ),
         "sigmoid-twice": Fault(
             wrong="The decoder ends in a sigmoid, and the loss applies another.",

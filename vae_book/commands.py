@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from vae_book import parallel, reproduction
 from vae_book.checkpoints import Checkpoint, read_checkpoint
-from vae_book.checks import enough_memory, trusted
+from vae_book.checks import MOST, enough_memory, trusted, whole_number
 from vae_book.data import Split, load_images
 from vae_book.device import best_device, seeded
 from vae_book.doctor import diagnose
@@ -128,6 +128,7 @@ def sample(*, checkpoint: Path, n: int, seed: int, out: Path) -> None:
         raise ValueError(
             f"--out: expected the name of a picture, got {out}; such as {out.stem}.png"
         )
+    n = whole_number("n", n, most=MOST)
     model = read_checkpoint(checkpoint).model()
     with enough_memory("--n"):
         with trusted():  # numbers that overflow are the weights' fault, and are named so below
@@ -202,7 +203,10 @@ def doctor(*, make_vae: str) -> None:
     if "images" not in arguments:
         digits = load_images("test", "bundled", "cpu").images
         arguments["images"] = digits[:: len(digits) // 64][:64]  # they are sorted by class
-    report = diagnose(**arguments)
+    try:
+        report = diagnose(**arguments)
+    except SystemExit as error:  # of the functions: it would end as if there were no fault
+        raise ValueError(f"{make_vae}: a function of it raised SystemExit ({error})") from error
     print(report)
     if not report.healthy:
         raise SystemExit(1)
@@ -219,11 +223,11 @@ def _made_by(make_vae: str) -> dict:
         made = getattr(importlib.import_module(name), attribute)
     except ModuleNotFoundError as error:
         raise ValueError(f"{make_vae}: {error}; is it in this folder or installed?") from error
-    except Exception as error:  # an attribute that is missing, and what the module itself raises
+    except (Exception, SystemExit) as error:  # of an attribute that is missing, or of the module
         raise ValueError(f"{make_vae}: {type(error).__name__} ({error})") from error
     try:
         arguments = made() if callable(made) else made
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{make_vae}: it raised {type(error).__name__} ({error})") from error
     if not isinstance(arguments, dict):
         raise ValueError(

@@ -321,12 +321,11 @@ def _picture(model: VAE, groups: Sequence[Group], limit: float) -> Figure:
         left.set(xlim=(-limit, limit), ylim=(-limit, limit))
         right.imshow(mosaic.cpu().numpy(), cmap="gray_r", vmin=0, vmax=1, extent=(0, SIDE, 0, SIDE))
         some = slice(0, None, SIDE // 2)  # the first, the middle and the last
-        names = [f"{step:.1f}" for step in steps[some].tolist()]
+        names = [f"{step:.1f}".replace("-", "\u2212") for step in steps[some].tolist()]
         right.set_xticks(centers[some], names)
         right.set_yticks(centers[some], names)
         for axis, title in ((left, "posterior means"), (right, "decoded, at quantiles")):
-            axis.set(aspect="equal", xlabel="$z_1$")
+            axis.set(aspect="equal", xlabel="$z_1$", ylabel="$z_2$")
             axis.set_title(title, fontsize=11)
             axis.grid(visible=False)
-        left.set_ylabel("$z_2$")
     return figure

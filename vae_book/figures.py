@@ -202,7 +202,7 @@ def curves(
         if "y" in log:
             axis.set_yscale("log")
         if x_ticks:
-            axis.set_xticks(x_ticks, [f"{tick:,g}" for tick in x_ticks])
+            axis.set_xticks(x_ticks, [f"{tick:,g}".replace("-", "\u2212") for tick in x_ticks])
             axis.xaxis.set_minor_locator(NullLocator())  # those of y stay
         if x_limits:
             axis.set_xlim(x_limits)
@@ -295,6 +295,7 @@ def grid(
             axis.get_legend().remove()
     for axis in axes.flat[len(content) :]:
         axis.set_axis_off()
+    axes.flat[max(0, len(content) - 2)].tick_params(labelbottom=True)  # there may be none below
     figure.supxlabel(x_label, fontsize=11)
     figure.supylabel(y_label, fontsize=11)
     handles, names = axes[0, 0].get_legend_handles_labels()

@@ -226,6 +226,7 @@ def _find(folder: Path) -> Found:
     names = [unicodedata.normalize("NFC", name) for name in names]
     if not is_split:
         _check_classes(folder, set(names))
+        _check_inside(folder, [parts for _, parts in found])
     sides = np.array([in_test[path] for path in paths])
     if is_split and (new := sorted(set(names) - {names[i] for i in np.flatnonzero(~sides)})):
         notes.append(f"classes without training pictures: {', '.join(new)}")
@@ -247,6 +248,17 @@ def _check_classes(folder: Path, classes: set[str]) -> None:
         raise ValueError(
             f"source: expected folders train and test, or one for each class, in {folder}, got "
             f"{train[0]} and {test[0]}; name splits train and test, and classes by other words"
+        )
+
+
+def _check_inside(folder: Path, found: Sequence[tuple[str, ...]]) -> None:
+    """Raise ValueError for splits inside of classes, which would be mixed."""
+    inside = {parts[1].lower(): "/".join(parts[:2]) for parts in found if len(parts) > 2}
+    train, test = (next((inside[n] for n in names if n in inside), None) for names in (TRAIN, TEST))
+    if train and test:
+        raise ValueError(
+            f"source: expected splits above the classes, as in train/CLASS, in {folder}, got "
+            f"{train} and {test} inside of classes; move them, or rename those that are no splits"
         )
 
 
@@ -347,6 +359,8 @@ def _read(path: Path, size: Size | None, channels: int | None) -> tuple[np.ndarr
             # The further frames of a phone's MPO are no frames to a viewer.
             has_more = getattr(file, "is_animated", False) and file.format != "MPO"
             _check_levels(file)
+            if file.format == "BMP":
+                _check_bits(file.mode, path.read_bytes())
             if file.format in ("JPEG", "MPO"):
                 _check_end(path.read_bytes())
             if file.format == "JPEG2000":
@@ -393,6 +407,21 @@ def _check_levels(file: ImageFile.ImageFile) -> None:
             "Pillow swaps the bytes of its big-endian floating-point levels, which are compressed "
             "(save it uncompressed or in little-endian order)"
         )
+    is_planar = tags.get(ExifTags.Base.PlanarConfiguration, 1) == 2
+    if is_planar and not is_packed and max(tags.get(ExifTags.Base.BitsPerSample, (1,))) > 8:
+        raise ValueError(
+            "Pillow takes each byte of its planes for a level (save it compressed, or with the "
+            "channels of a pixel side by side)"
+        )
+    if file.format == "TGA" and ";15" in str(file.tile[0].args):
+        raise ValueError("Pillow takes a bit of its 16 for transparency (save it with 24 bits)")
+
+
+def _check_bits(mode: str, content: bytes) -> None:
+    """Raise ValueError for a BMP that Pillow takes for one of 1 bit: its palette has 2 colors."""
+    place = 24 if content[14:18] == b"\x0c\0\0\0" else 28  # behind one of two headers
+    if mode == "1" and (bits := int.from_bytes(content[place : place + 2], "little")) != 1:
+        raise ValueError(f"Pillow takes its pixels of {bits} bits for pixels of 1 bit")
 
 
 _SEGMENT = re.compile(rb"\xff[\x02-\xcf\xda-\xfe]")  # markers of JPEG that a length follows

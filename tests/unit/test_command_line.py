@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from torch.distributions import Normal
 
 from tests import forks
 from vae_book import commands, training
-from vae_book.__main__ import main
+from vae_book.__main__ import NO_MEMORY, main
 from vae_book.checkpoints import read_checkpoint, write_checkpoint
 from vae_book.data import load_images
 from vae_book.device import seeded
@@ -595,6 +596,7 @@ def test_a_model_that_does_not_say_what_it_was_trained_on_asks_for_a_source(
         (["sample", "--checkpoint", "FILE"], "error: path: .*file is damaged or not a checkpoint"),
         (["sample", "--checkpoint", "TRAINED", "--out", "a.foo"], "error: --out: .*got a.foo;"),
         (["sample", "--checkpoint", "TRAINED", "--out", "a"], "error: --out: .*got a; such as"),
+        (["sample", "--checkpoint", "TRAINED", "--n", f"{10**20}"], r"error: n: .*2\*\*63"),
         (
             ["sample", "--checkpoint", "TRAINED", "--out", "TAKEN"],
             "error: --out: .*a folder: .*taken;",
@@ -836,6 +838,9 @@ def test_a_mistake_in_the_program_keeps_its_traceback(monkeypatch, trained):
         (["train", "--binary", "--likelihood", "gaussian"], "not allowed with argument"),
         (["train", "--latent", "2.5"], "--latent: expected a positive whole number, got '2.5'"),
         (["sample", "--n", "-3"], "--n: expected a positive whole number, got '-3'"),
+        (["train", "--out", ""], "--out: expected a name, got an empty one"),
+        (["train", "--source", ""], "--source: expected a name, got an empty one"),
+        (["evaluate", "--checkpoint", ""], "--checkpoint: expected a name, got an empty one"),
         (["evaluate", "--split", "validation"], "invalid choice: 'validation'"),
         (["train", "--learning-rate", "1"], "unrecognized arguments: --learning-rate"),
     ],
@@ -921,6 +926,8 @@ def test_doctor_ends_with_code_1_where_it_finds_a_fault(own_module, capsys):
         ("./my_own:make_vae", "make_vae: expected my_module:make_vae, got './my_own:"),
         ("broken_own:make_vae", "broken_own:make_vae: ZeroDivisionError (division by zero)"),
         ("my_own:raises", "my_own:raises: it raised ZeroDivisionError (division by zero)"),
+        ("sys:exit", "sys:exit: it raised SystemExit"),
+        ("ends_own:make_vae", "ends_own:make_vae: SystemExit (0)"),
         ("my_own:takes_one", "my_own:takes_one: it raised TypeError (takes_one() missing 1"),
         ("my_own:makes_nothing", "my_own:makes_nothing: expected a function that returns a dict"),
         ("my_own:makes_something_else", "my_own:makes_something_else: expected the arguments of"),
@@ -929,7 +936,70 @@ def test_doctor_ends_with_code_1_where_it_finds_a_fault(own_module, capsys):
 def test_doctor_says_what_it_wanted(own_module, tmp_path, capsys, where, message):
     own_module("1")
     (tmp_path / "broken_own.py").write_text("1 / 0")
+    (tmp_path / "ends_own.py").write_text("raise SystemExit(0)")
     assert refused(capsys, ["doctor", where]).startswith(f"vae_book: error: {message}")
+
+
+def test_functions_that_end_the_program_are_no_healthy_model(own_module, tmp_path, capsys):
+    own_module("1")
+    (tmp_path / "quits_own.py").write_text(
+        "import my_own, sys\n"
+        "def make_vae():\n"
+        "    return my_own.make_vae() | {'encode': lambda *_: sys.exit(0)}\n"
+    )
+    line = refused(capsys, ["doctor", "quits_own:make_vae"])
+    assert line == "vae_book: error: quits_own:make_vae: a function of it raised SystemExit (0)"
+
+
+# Before the command begins ------------------------------------------------------------------------
+
+# A program in which something happens where torch would be imported.
+AT_THE_IMPORT = """
+import os, runpy, sys
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            try:
+                {happens}
+            except KeyboardInterrupt:  # as an import of numpy may swallow it
+                pass
+
+sys.meta_path.insert(0, Finder())
+runpy.run_module("vae_book", run_name="__main__", alter_sys=True)
+"""
+
+
+def at_the_import(happens):
+    program = AT_THE_IMPORT.format(happens=happens)
+    command = [sys.executable, "-c", program, "train"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_torch_is_imported_is_not_lost(number):
+    done = at_the_import(f"os.kill(os.getpid(), {int(number)})")
+    assert done.returncode == 128 + number
+    assert done.stderr.startswith("vae_book: stopped; the same command with --resume goes on")
+    assert done.stderr.count("\n") == 1
+
+
+def test_too_little_memory_for_torch_is_one_line():
+    said = "libtorch_cpu.so: failed to map segment from shared object"
+    done = at_the_import(f"raise ImportError({said!r})")
+    assert done.returncode == 2
+    assert done.stderr == f"vae_book: error: {NO_MEMORY}\n"
+
+
+def test_a_command_runs_where_nobody_listens(tmp_path):
+    """Its output was closed: Python then has None in the place of stdout."""
+    program = (
+        "import runpy, sys\n"
+        "sys.stdout = None\n"
+        "runpy.run_module('vae_book', run_name='__main__', alter_sys=True)\n"
+    )
+    done = forks.run("-c", program, "reproduce", "--list")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # --help -------------------------------------------------------------------------------------------

@@ -331,7 +331,7 @@ def test_the_picture_shows_the_dots_and_what_is_decoded_around_them(model):
         (right.get_yticks(), right.get_yticklabels()),
     ):
         assert list(ticks) == [0.5, 3.5, 6.5], "it stands where its z is"
-        assert [float(each.get_text()) for each in names] == [
+        assert [float(each.get_text().replace("\u2212", "-")) for each in names] == [
             round(quantile[k], 1) for k in (0, 3, 6)
         ]
     assert right.images[0].origin == "upper"

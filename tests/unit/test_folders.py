@@ -376,6 +376,58 @@ def test_floating_point_levels_outside_of_0_and_1_are_refused(pixels, found, tmp
         load("train", str(tmp_path))
 
 
+def planes(levels):
+    """A raw TIFF of 16 bits whose colors are in planes, one behind the other."""
+    data, (n, height, width) = levels.astype("<u2").tobytes(), levels.shape
+    places = [8 + 2 * height * width * plane for plane in range(n)]
+    after = 8 + len(data)
+    arrays = struct.pack(f"<{n}H2x{n}I{n}I", *[16] * n, *places, *[2 * height * width] * n)
+    tags = {256: width, 257: height, 259: 1, 262: 2, 277: n, 278: height, 284: 2}
+    entries = {tag: struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()}
+    entries[258] = struct.pack("<HHII", 258, 3, n, after)
+    entries[273] = struct.pack("<HHII", 273, 4, n, after + 2 * n + 2)
+    entries[279] = struct.pack("<HHII", 279, 4, n, after + 6 * n + 2)
+    directory = struct.pack("<H", len(entries)) + b"".join(entries[tag] for tag in sorted(entries))
+    start = b"II*\0" + struct.pack("<I", after + len(arrays))
+    return start + data + arrays + directory + bytes(4)
+
+
+def masks(bits, palette):
+    """A BMP of 8 x 8 pixels, 0 and 1 by turns, with a palette of two colors."""
+    row = np.packbits(np.tile([0, 1], 4)) if bits == 1 else np.tile([0, 1], 4).astype(np.uint8)
+    pixels = 8 * (row.tobytes() + bytes(-len(row) % 4))
+    header = struct.pack("<IiiHHIIiiII", 40, 8, 8, 1, bits, 0, len(pixels), 0, 0, 2, 2)
+    return struct.pack("<2sIHHI", b"BM", 62 + len(pixels), 0, 0, 62) + header + palette + pixels
+
+
+BLACK_WHITE = bytes(4) + bytes([255, 255, 255, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.tif", planes(np.stack(3 * [RAMP])), "each byte of its planes for a level"),
+        ("a.bmp", masks(8, BLACK_WHITE), "its pixels of 8 bits for pixels of 1 bit"),
+        (
+            "a.tga",
+            struct.pack("<2xB9x2H2B2H", 2, 2, 1, 16, 0x20, 0x1234, 0x9234),
+            "a bit of its 16 for transparency",
+        ),
+    ],
+)
+def test_pictures_whose_bits_pillow_takes_for_others_are_refused(name, content, said, tmp_path):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name} cannot be read as an image: .*{said}"):
+        load("train", str(tmp_path))
+
+
+def test_a_mask_of_one_bit_is_read(tmp_path):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "a.bmp").write_bytes(masks(1, BLACK_WHITE))
+    assert only(tmp_path).tolist() == 8 * [4 * [0, 1]]
+
+
 @pytest.mark.parametrize("packed", [DEFLATE, PACK_BITS])
 def test_packed_floats_whose_bytes_pillow_swaps_are_refused(packed, tmp_path):
     mask = (GRAY > 99).astype(">f4")
@@ -526,6 +578,17 @@ def test_pictures_without_class_folders_are_one_class(tmp_path):
     assert train.labels.tolist() == [0] * 18
     assert len(test) == 2
     assert train.classes == ("faces of 2024",)
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("Training", "val")])
+def test_splits_within_classes_are_refused(tmp_path, names):
+    for label in ("cat", "dog"):
+        for number, name in enumerate(names):
+            fill(tmp_path / label / name, 10 * number + (label == "dog"))
+    with pytest.raises(
+        ValueError, match=rf"^source: .*got cat/{names[0]} and cat/{names[1]} inside"
+    ):
+        load("train", str(tmp_path))
 
 
 def test_folders_within_a_class_belong_to_it(tmp_path):
