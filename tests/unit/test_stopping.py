@@ -102,5 +102,5 @@ def test_a_program_that_still_imports_stops_with_one_line(command, tmp_path):
     )
     code, said = interrupted(command, reached.exists, tmp_path)
     assert code == 130
-    assert said.splitlines()[-1].endswith("stopped")
+    assert said.splitlines()[-1].partition(";")[0].endswith("stopped")  # how to go on may follow
     assert "Traceback" not in said
