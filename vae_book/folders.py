@@ -15,7 +15,7 @@ import re
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -204,7 +204,7 @@ def _find(folder: Path) -> Found:
             break
         found = [(path, parts[1:]) for path, parts in inner]  # a folder around all others
     tops = {parts[0].lower(): parts[0] for _, parts in found if len(parts) > 1}
-    train, test = (next((tops[n] for n in names if n in tops), None) for names in (TRAIN, TEST))
+    train, test = _splits(tops)
     in_test = {path: parts[0] == test for path, parts in found}
     if is_split := bool(train and test):
         if str(test).lower() not in TEST[:2]:
@@ -233,6 +233,14 @@ def _find(folder: Path) -> Found:
     return Found(paths, names, sides if is_split else None, notes)
 
 
+def _splits(folders: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """Those for training and for testing, of folders by their names in small letters."""
+    train, test = (
+        next((folders[name] for name in names if name in folders), None) for names in (TRAIN, TEST)
+    )
+    return train, test
+
+
 def _check_classes(folder: Path, classes: set[str]) -> None:
     """Raise ValueError for classes that are splits by their names, or training would see both."""
     train, test = (
@@ -254,7 +262,7 @@ def _check_classes(folder: Path, classes: set[str]) -> None:
 def _check_inside(folder: Path, found: Sequence[tuple[str, ...]]) -> None:
     """Raise ValueError for splits inside of classes, which would be mixed."""
     inside = {parts[1].lower(): "/".join(parts[:2]) for parts in found if len(parts) > 2}
-    train, test = (next((inside[n] for n in names if n in inside), None) for names in (TRAIN, TEST))
+    train, test = _splits(inside)
     if train and test:
         raise ValueError(
             f"source: expected splits above the classes, as in train/CLASS, in {folder}, got "
