@@ -274,12 +274,13 @@ def protocol(
         known: what else is known, such as ``epochs``, or is to be said in other words.
     """
     binary = bool(((data.images == 0) | (data.images == 1)).all())
+    levels = "grayscale" if data.shape[0] == 1 else "color"
     found: dict[str, Any] = {
         "quantity": quantity,
         "source": data.source,
         "split": data.split,
         "n_images": len(data),
-        "pixels": "binary" if binary else "grayscale",
+        "pixels": "binary" if binary else levels,
         "seed": seed,
         "device": describe(data.images.device),
         "K": K,

@@ -4,8 +4,8 @@ Pillow does the reading. Of a picture one gets what a viewer shows: its EXIF ori
 what is transparent shows white paper, palettes become their colors, CMYK becomes RGB (without color
 profiles), of an animation or a document the first frame is taken. Levels of 8 bits are divided by
 255, gray ones of 16 bits by 65535; Pillow reads color of 16 bits with 8, and gray too where each
-pixel has its own transparency, and in SGI files. Floating-point levels are taken as they are, and
-refused outside [0, 1]. What Pillow is known to read wrongly is refused.
+pixel has its own transparency. Floating-point levels are taken as they are, and refused outside
+[0, 1]. Read are the formats of `FORMATS`; what Pillow is known to read wrongly of them is refused.
 """
 
 import hashlib
@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import (
+    ExifTags,
+    Image,
+    ImageFile,
+    ImageOps,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+)
 
 from vae_book.images import DataError
 
@@ -34,7 +41,8 @@ UNCLEAR = (  # words in the names of other layouts, which are taken neither for 
     {*TEST, "eval", "evaluation", "dev", "development", "holdout"},
 )
 CLUTTER = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}  # made by systems
-NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow names, but does not decode them
+# Those in which pictures come. Others that Pillow opens hold icons, measurements or no pixels.
+FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP"}
 
 Size = tuple[int, int]
 
@@ -188,13 +196,12 @@ def _find(folder: Path) -> Found:
         everything = list(_tree(folder))
     except OSError as error:
         raise DataError(f"{error.filename} cannot be looked into: {error.strerror}") from error
-    Image.init()
-    decoded = Image.OPEN.keys() - NO_PIXELS
-    endings = {end for end, kind in Image.registered_extensions().items() if kind in decoded}
+    kinds = {*_formats(), "MPO"}  # a JPEG to Pillow, with an ending of its own
+    endings = {end for end, kind in Image.registered_extensions().items() if kind in kinds}
     is_picture = {path: path.suffix.lower() in endings and _is_file(path) for path in everything}
     notes = []
     if others := [path for path in everything if not is_picture[path]]:
-        notes.append(f"left out, since Pillow reads no pictures there: {_listed(others, folder)}")
+        notes.append(f"left out, since no pictures are read there: {_listed(others, folder)}")
     found = [(path, path.relative_to(folder).parts) for path in everything if is_picture[path]]
     if not found:
         raise ValueError("; ".join([f"source: no pictures in {folder}", *notes]))
@@ -363,7 +370,7 @@ def _read(path: Path, size: Size | None, channels: int | None) -> tuple[np.ndarr
     try:
         # A stream, because Pillow 13 maps files by name into memory, and there an uncompressed TIFF
         # that lies on its side in the wrong shape.
-        with path.open("rb") as stream, Image.open(stream) as file:
+        with path.open("rb") as stream, Image.open(stream, formats=_formats()) as file:
             # The further frames of a phone's MPO are no frames to a viewer.
             has_more = getattr(file, "is_animated", False) and file.format != "MPO"
             _check_levels(file)
@@ -386,7 +393,7 @@ def _read(path: Path, size: Size | None, channels: int | None) -> tuple[np.ndarr
         raise
     except Exception as error:  # a reader raises whatever it likes on a damaged file
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = "Pillow does not know its format or this kind of it" if unknown else str(error)
+        reason = "its format is not known, or not this kind of it" if unknown else str(error)
         raise DataError(
             f"{path} cannot be read as an image: {reason.rstrip('.')}; replace it, for instance by "
             "a PNG of 8 or 16 bits, or take it out of the folder"
@@ -395,34 +402,51 @@ def _read(path: Path, size: Size | None, channels: int | None) -> tuple[np.ndarr
     return (pixels.clip(0, 1) if picture.mode == "F" else pixels), has_more
 
 
+def _formats() -> list[str]:
+    """Those that this build of Pillow decodes."""
+    Image.init()
+    return sorted(FORMATS & Image.OPEN.keys())
+
+
 _16_BIT = ("PNG", "PPM")  # whose 16-bit levels some versions of Pillow give as 32-bit ones
+
+
+_UNCLEAR = "Pillow does not say which of its levels is black and which is white"
 
 
 def _check_levels(file: ImageFile.ImageFile) -> None:
     """Raise ValueError for levels of which Pillow does not tell how they are meant."""
-    tags = getattr(file, "tag_v2", {})  # of a TIFF
-    if (
-        (file.mode == "I" and file.format not in _16_BIT)
-        or (file.mode == "I;16" and file.format == "FITS")  # they have signs
-        or 2 in tags.get(ExifTags.Base.SampleFormat, ())  # so have these
-        or tags.get(ExifTags.Base.BitsPerSample) == (12,)
-        or (tags.get(ExifTags.Base.PhotometricInterpretation) == 0 and file.mode[0] in "IF")
-    ):
-        raise ValueError("Pillow does not say which of its levels is black and which is white")
+    # A PFM may say what its levels are to be multiplied by.
+    if (file.mode == "I" and file.format not in _16_BIT) or file.info.get("scale", 1) != 1:
+        raise ValueError(_UNCLEAR)
+    if isinstance(file, TiffImagePlugin.TiffImageFile):
+        _check_tags(file.mode, file.tag_v2)
+    if file.format == "TGA" and ";15" in str(file.tile[0].args):
+        raise ValueError("Pillow takes a bit of its 16 for transparency (save it with 24 bits)")
+
+
+def _check_tags(mode: str, tags: TiffImagePlugin.ImageFileDirectory_v2) -> None:
+    """The same for the kinds of TIFF."""
+    kind = tags.get(ExifTags.Base.PhotometricInterpretation, 1)
+    bits = tags.get(ExifTags.Base.BitsPerSample, (1,))
+    has_signs = 2 in tags.get(ExifTags.Base.SampleFormat, ())
+    if has_signs or bits == (12,) or (kind == 0 and mode[0] in "IF"):
+        raise ValueError(_UNCLEAR)
     is_packed = tags.get(ExifTags.Base.Compression, 1) != 1
-    if file.mode == "F" and is_packed and getattr(tags, "prefix", None) == b"MM":
+    if mode == "F" and is_packed and tags.prefix == b"MM":
         raise ValueError(
             "Pillow swaps the bytes of its big-endian floating-point levels, which are compressed "
             "(save it uncompressed or in little-endian order)"
         )
-    is_planar = tags.get(ExifTags.Base.PlanarConfiguration, 1) == 2
-    if is_planar and not is_packed and max(tags.get(ExifTags.Base.BitsPerSample, (1,))) > 8:
+    if tags.get(ExifTags.Base.PlanarConfiguration, 1) == 2 and not is_packed and max(bits) > 8:
         raise ValueError(
             "Pillow takes each byte of its planes for a level (save it compressed, or with the "
             "channels of a pixel side by side)"
         )
-    if file.format == "TGA" and ";15" in str(file.tile[0].args):
-        raise ValueError("Pillow takes a bit of its 16 for transparency (save it with 24 bits)")
+    colors = {2: 3, 5: 4, 6: 3, 8: 3}.get(kind, 1)  # channels of RGB, CMYK, YCbCr and CIELAB
+    others = tags.get(ExifTags.Base.SamplesPerPixel, 1) - colors
+    if others > 0 and tags.get(ExifTags.Base.ExtraSamples) not in ((1,), (2,)):
+        raise ValueError("not all of its channels are said to be colors or transparency")
 
 
 def _check_bits(mode: str, content: bytes) -> None:

@@ -15,7 +15,7 @@ class Protocol:
     Attributes:
         quantity: what was measured, such as ``ELBO``.
         source, split, n_images: the data.
-        pixels: ``grayscale`` or ``binary``.
+        pixels: ``grayscale``, ``color`` or ``binary``.
         seed: of the noise.
         device: where it ran.
         K: draws of z for each image.

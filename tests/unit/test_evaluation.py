@@ -166,6 +166,11 @@ def test_the_protocol_says_how_it_was_measured(model, binary, pixels):
     }
 
 
+def test_images_of_several_channels_are_in_color():
+    images = Images(torch.rand(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64), "mine", "test")
+    assert evaluation.protocol(images, "ELBO").pixels == "color"
+
+
 def test_one_gray_pixel_makes_images_grayscale(model):
     images = data(binary=True)
     images.images[-1, 0, -1, -1] = 0.5

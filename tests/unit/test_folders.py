@@ -93,12 +93,6 @@ DEFLATE, PACK_BITS = {"_259": 8, "pack": zlib.compress}, {"_259": 32773, "pack":
 FLOAT = {"_339": 3}
 
 
-def sgi(levels):
-    """A gray SGI picture of 16 bits, written by hand, from its bottom row on."""
-    header = struct.pack(">HBBHHHH", 474, 0, 2, 2, *levels.T.shape, 1)
-    return header.ljust(512, b"\0") + levels[::-1].astype(">u2").tobytes()
-
-
 def written(content):
     def write(path):
         path.parent.mkdir()
@@ -212,10 +206,36 @@ def test_sixteen_bits_of_color_lose_their_lower_half(tmp_path):
     assert np.array_equal(only(tmp_path), np.float32((deep >> 8) / 255))
 
 
-def test_so_do_sixteen_bits_of_gray_in_sgi_files(tmp_path):
-    written(sgi(RAMP))(tmp_path / "c" / "a.bw")
-    assert np.array_equal(only(tmp_path), np.float32((RAMP >> 8) / 255))
-    assert "SGI" in folders.__doc__
+def infrared(*extra):
+    """A TIFF whose pixels have a fourth channel, and what it says of that channel."""
+    tags = {f"_{tag}": value for tag, value in zip([338], extra, strict=False)}
+    pixels = np.dstack([COLOR, GRAY]).reshape(28, 112)
+    return tiff(pixels, "<", _256=28, _262=2, _277=4, **tags)
+
+
+@pytest.mark.parametrize("extra", [(), (0,)])
+def test_a_channel_that_is_neither_color_nor_transparency_is_refused(extra, tmp_path):
+    written(infrared(*extra))(tmp_path / "c" / "a.tif")
+    with pytest.raises(DataError, match=r"a\.tif .*not all of its channels are said to be colors"):
+        load("train", str(tmp_path))
+
+
+def test_a_fourth_channel_of_transparency_is_read(tmp_path):
+    written(infrared(2))(tmp_path / "c" / "a.tif")
+    alpha = GRAY[..., None] / 255
+    assert abs(only(tmp_path) - (alpha * (COLOR / 255) + 1 - alpha)).max() < 1 / 255
+
+
+def test_formats_in_which_no_pictures_come_are_left_out_by_ending_and_refused_by_content(tmp_path):
+    fill(tmp_path / "c", 2)
+    bitmap = b"#define a_width 8\n#define a_height 1\nstatic char a_bits[] = {0x0f};\n"
+    (tmp_path / "c" / "a.xbm").write_bytes(bitmap)
+    told, found = warning_of(lambda: load("train", str(tmp_path)))
+    assert "left out, since no pictures are read there: 1 .xbm (" in told
+    assert len(found) == 1
+    (tmp_path / "c" / "a.xbm").rename(tmp_path / "c" / "a.png")
+    with pytest.raises(DataError, match=r"a\.png .*format is not known.* by a PNG"):
+        load("train", str(tmp_path))
 
 
 @pytest.mark.parametrize(("mode", "ending"), [("CMYK", "jpg"), ("CMYK", "tif")])
@@ -474,19 +494,8 @@ def test_jpeg_2000_of_levels_that_pillow_does_not_scale_is_refused(
         ("32 bits.tif", tiff(RAMP.astype("<u4"), "<")),
         ("signed.tif", tiff(RAMP.astype(">i2"), _339=2)),
         (
-            "sky.fits",
-            b"".join(
-                f"{name:8}= {value:>20}".ljust(80).encode()
-                for name, value in {
-                    "SIMPLE": "T",
-                    "BITPIX": 16,
-                    "NAXIS": 2,
-                    "NAXIS1": 28,
-                    "NAXIS2": 28,
-                }.items()
-            ).ljust(2880 - 80)
-            + b"END".ljust(80)
-            + RAMP.tobytes(),
+            "scaled.pfm",
+            b"Pf 28 28 -2.0\n" + (RAMP / 65535).astype("<f4").tobytes(),
         ),
     ],
 )
@@ -774,7 +783,7 @@ def test_a_folder_or_a_pipe_with_the_name_of_a_picture_is_none(tmp_path):
     (tmp_path / "c" / "folder.png").mkdir()
     os.mkfifo(tmp_path / "c" / "pipe.png")  # reading it would wait for ever
     told, found = warning_of(lambda: load("train", str(tmp_path)))
-    assert "left out, since Pillow reads no pictures there: 1 empty folder, 1 .png (" in told
+    assert "left out, since no pictures are read there: 1 empty folder, 1 .png (" in told
     assert len(found) == 2
 
 
@@ -924,7 +933,7 @@ def test_what_stands_around_a_whole_jpeg_does_not_matter(tmp_path):
 
 def test_a_picture_that_pillow_cannot_hold_is_not_said_to_be_of_no_known_kind(tmp_path):
     written(tiff((RAMP / 65535).astype(">f8"), **FLOAT))(tmp_path / "c" / "a.tif")
-    with pytest.raises(DataError, match=r"its format or this kind of it; replace it"):
+    with pytest.raises(DataError, match=r"format is not known, or not this kind of it; replace it"):
         load("train", str(tmp_path))
 
 
