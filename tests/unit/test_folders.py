@@ -228,8 +228,7 @@ def test_a_fourth_channel_of_transparency_is_read(tmp_path):
 
 def test_formats_in_which_no_pictures_come_are_left_out_by_ending_and_refused_by_content(tmp_path):
     fill(tmp_path / "c", 2)
-    bitmap = b"#define a_width 8\n#define a_height 1\nstatic char a_bits[] = {0x0f};\n"
-    (tmp_path / "c" / "a.xbm").write_bytes(bitmap)
+    save(tmp_path / "c" / "a.xbm", GRAY > 99)
     told, found = warning_of(lambda: load("train", str(tmp_path)))
     assert "left out, since no pictures are read there: 1 .xbm (" in told
     assert len(found) == 1
