@@ -70,8 +70,7 @@ def locked(lock: Path) -> int:
 
 def package(place: str) -> int:
     """The package of this repository, so that changes take effect at once."""
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "-e", place]
-    return 0 if any(run([*tool, *options]) for tool in (UV, PIP)) else 1
+    return 0 if run([*PIP, "--quiet", "--no-deps", "--no-build-isolation", "-e", place]) else 1
 
 
 def apart(lock: str) -> tuple[list[str], str]:

@@ -57,22 +57,6 @@ def test_torch_may_come_from_another_registry(monkeypatch, capsys, uv_succeeds):
     assert "--hash=sha256:" in left_out[-1]
 
 
-@pytest.mark.parametrize(
-    ("uv_succeeds", "pip_succeeds"), [(True, True), (False, True), (False, False)]
-)
-def test_pip_installs_the_package_of_this_repository_too(monkeypatch, uv_succeeds, pip_succeeds):
-    tools = []
-
-    def run(command):
-        tools.append(command[0])
-        assert command[-2:] == ["-e", "."]
-        return uv_succeeds if command[0] == install.UV[0] else pip_succeeds
-
-    monkeypatch.setattr(install, "run", run)
-    assert install.main(["--package", "."]) == (0 if pip_succeeds else 1)
-    assert tools == ([install.UV[0]] if uv_succeeds else [install.UV[0], sys.executable])
-
-
 def test_packages_that_cannot_be_had_are_told(monkeypatch, capsys):
     monkeypatch.setattr(install, "run", lambda command: False)
     assert install.locked(LOCK) == 1
