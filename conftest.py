@@ -8,7 +8,6 @@ sys.path.insert(0, str(Path(__file__).parent / "tools"))
 import processes  # sets one thread for each process, before torch is imported
 
 # isort: on
-import gc
 import importlib.util
 import os
 import runpy
@@ -24,11 +23,8 @@ from tests.agreement import agree  # noqa: F401 (a fixture of all tests)
 from tests.comparison import compare_nearly
 from tests.typed import check_once
 
-# Nearly all objects are those of modules, which stay: to look through them for garbage more seldom
-# takes a twentieth off the tests.
-gc.set_threshold(50_000, 20, 50)
-
-# No network, neither here nor in any kernel or process that a test starts.
+# No network, neither here nor in any kernel or process that a test starts; and little looking for
+# garbage.
 OFFLINE = str(Path(__file__).parent / "tests" / "offline")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [OFFLINE, os.environ.get("PYTHONPATH")]))
 runpy.run_path(f"{OFFLINE}/sitecustomize.py")  # not imported: a system may have one of its own

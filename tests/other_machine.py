@@ -23,7 +23,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter, tree_map
 
-from vae_book import annealing, budget, data, display, training
+from vae_book import annealing, budget, data, display, toy_images, training
 
 DEVICE = torch.device("cpu", 0)
 EPOCHS = 5  # chapter 8 looks at the fifth
@@ -143,6 +143,8 @@ def hurry():
     shorten(training, "fit", epochs=EPOCHS)
     fit = training.fit
     training.fit = lambda model, images, **options: fit(model, images[:500], **options)
+    draw_shapes = toy_images.draw_shapes
+    toy_images.draw_shapes = lambda n, *more: draw_shapes(min(n, 700), *more)
     for name in ("both_sides", "annealed_log_likelihood"):
         shorten(annealing, name, n_temperatures=3, n_leapfrog=2)
     annealing.TRIES = 3
