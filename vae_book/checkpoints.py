@@ -77,7 +77,8 @@ class Checkpoint:
         saved = {**self.settings, **self.architecture, types: _types(self.weights)}
         differing = [
             f"{name} was {saved.get(name)!r} and is now {asked.get(name)!r}"
-            for name in sorted(saved.keys() | asked.keys())
+            # A folder may have moved. Whether its images are the same, their fingerprint says.
+            for name in sorted((saved.keys() | asked.keys()) - {"source"})
             if saved.get(name) != asked.get(name)
         ]
         if differing:

@@ -93,6 +93,11 @@ def train(
             load_images(split, source, device, size=size, channels=1 if gray else None)
             for split in ("train", "test")
         )
+    if Path(data.source) in (out.resolve(), *out.resolve().parents):
+        raise ValueError(
+            f"--out: expected a folder outside of {data.source}, got {out}: what is written there "
+            "would be pictures of the next run"
+        )
     torch.manual_seed(seeded(seed).initial_seed())  # torch takes 64 bits
     with enough_memory("--size, --hidden or --latent"):
         model = VAE(latent, hidden, data.shape, LIKELIHOODS[likelihood]()).to(device)
@@ -144,9 +149,12 @@ def evaluate(
     """Print the negative ELBO of a trained model, its terms and the protocol."""
     trained = read_checkpoint(checkpoint)
     model = trained.model()
-    source = source or trained.settings.get("source")
-    if not isinstance(source, str):
-        raise ValueError(f"source: {checkpoint} does not say what to measure on; add --source")
+    if not source:
+        source = trained.settings.get("source")
+        if not isinstance(source, str):
+            raise ValueError(f"source: {checkpoint} does not say what to measure on; add --source")
+        if Path(source).is_absolute() and not Path(source).is_dir():
+            raise ValueError(f"source: {checkpoint} names {source}, no folder now; add --source")
     data = _load_for(model, split, source)
     _check_split(trained, model, data)
     scored = _scorable(model, data, seed)

@@ -96,6 +96,7 @@ def load_images(
         pixels, labels, classes = _torchvision(source, split)
     elif Path(source).is_dir():
         pixels, labels, classes = read_folder(Path(source), split, shape, channels)
+        source = os.path.realpath(source)  # which is the same from wherever a checkpoint is used
     else:
         raise _unknown(source)
     if shape and pixels.shape[1:3] != shape:

@@ -32,6 +32,7 @@ from PIL import (
 
 from vae_book.images import DataError
 
+DIM = 1 / 8  # as levels of 12 bits in 16
 SPLIT_SEED = 0
 HELD_OUT_SHARE = 0.1
 TRAIN = ("train", "training")
@@ -56,9 +57,10 @@ def read_folder(
     the classes. So are pictures without class folders, which make one class, named as the folder.
     ``train/CLASS/picture.png`` beside ``test/CLASS/picture.png`` is split already; ``val``,
     ``valid`` or ``validation`` stands in for a missing ``test``. Folders inside a class belong to
-    it, which is told; a single folder that wraps all others is looked through. Classes are sorted
-    by name as Python sorts text, and so are the pictures of a class by path. Hidden files and what
-    systems leave behind are passed over; one warning says what else was left out.
+    it, which is told; a single folder that wraps all others is looked through, and so are splits
+    inside of themselves, as ``train/train``. Classes are sorted by name as Python sorts text, and
+    so are the pictures of a class by path. Hidden files and what systems leave behind are passed
+    over; one warning says what else was left out.
 
     No picture is in both splits, whatever its name or class: pictures that are equal once they are
     read stay together, and test pictures of a folder that is split already are left out if they
@@ -77,8 +79,8 @@ def read_folder(
 
     Raises:
         ValueError: there is no picture, or none for this split; classes have the names of splits,
-            as ``train_set`` beside ``test_set``; the pictures have several sizes and ``size`` is
-            None; or they would not fit into memory.
+            as ``train_set`` beside ``test_set``, or one split alone has folders of classes; the
+            pictures have several sizes and ``size`` is None; or they would not fit into memory.
         DataError: a picture cannot be read, and which; or the folder has changed since the other
             split was read, which then no longer fits this one.
     """
@@ -93,6 +95,8 @@ def read_folder(
     same = np.array([first.setdefault(digest, row) for row, digest in enumerate(digests)])
 
     notes = found.notes
+    if pixels.dtype == np.float32 and (high := pixels.max()) < DIM:
+        notes.append(f"the highest level is {high:.2g}, where white is 1")
     if animated:
         notes.append(f"of several frames the first was taken: {_listed(animated, folder)}")
     if found.in_test is None:
@@ -217,6 +221,8 @@ def _find(folder: Path) -> Found:
         if str(test).lower() not in TEST[:2]:
             notes.append(f"{test} was taken for the missing test")
         found = [(path, parts[1:]) for path, parts in found if parts[0] in (train, test)]
+        if all(len(parts) > 2 and parts[0].lower() in (*TRAIN, *TEST) for _, parts in found):
+            found = [(path, parts[1:]) for path, parts in found]  # as in train/train/CLASS
     if any(len(parts) > 1 for _, parts in found):
         found = [(path, parts) for path, parts in found if len(parts) > 1]
     paths = [path for path, _ in found]
@@ -235,6 +241,12 @@ def _find(folder: Path) -> Found:
         _check_classes(folder, set(names))
         _check_inside(folder, [parts for _, parts in found])
     sides = np.array([in_test[path] for path in paths])
+    if is_split and len(set(sides)) < 2:
+        raise ValueError(
+            f"source: expected pictures in folders of classes in both {train} and {test} of "
+            f"{folder}, got them in {test if sides.all() else train} alone; sort the others into "
+            "classes, too, or move them away"
+        )
     if is_split and (new := sorted(set(names) - {names[i] for i in np.flatnonzero(~sides)})):
         notes.append(f"classes without training pictures: {', '.join(new)}")
     return Found(paths, names, sides if is_split else None, notes)
@@ -255,7 +267,7 @@ def _check_classes(folder: Path, classes: set[str]) -> None:
             name
             for name in sorted(classes)
             for word in re.findall("[A-Z]+[a-z]*|[a-z]+", name)  # of train_set, TrainSet, trainset
-            if word.lower().removesuffix("set") in words
+            if re.sub("(set|data|images?|imgs?)$", "", word.lower()) in words
         ]
         for words in UNCLEAR
     )
@@ -391,6 +403,10 @@ def _read(path: Path, size: Size | None, channels: int | None) -> tuple[np.ndarr
         pixels = np.asarray(padded(picture, size) if size else picture)
     except MemoryError:  # is no fault of the picture
         raise
+    except PermissionError as error:
+        raise DataError(
+            f"{path} may not be read; allow it, or take it out of the folder"
+        ) from error
     except Exception as error:  # a reader raises whatever it likes on a damaged file
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "its format is not known, or not this kind of it" if unknown else str(error)
@@ -443,6 +459,8 @@ def _check_tags(mode: str, tags: TiffImagePlugin.ImageFileDirectory_v2) -> None:
             "Pillow takes each byte of its planes for a level (save it compressed, or with the "
             "channels of a pixel side by side)"
         )
+    if kind == 3 and max(tags.get(ExifTags.Base.ColorMap, (256,))) < 256:
+        raise ValueError("Pillow takes the colors of its palette for black, as they have 8 bits")
     colors = {2: 3, 5: 4, 6: 3, 8: 3}.get(kind, 1)  # channels of RGB, CMYK, YCbCr and CIELAB
     others = tags.get(ExifTags.Base.SamplesPerPixel, 1) - colors
     if others > 0 and tags.get(ExifTags.Base.ExtraSamples) not in ((1,), (2,)):

@@ -722,15 +722,41 @@ def test_models_of_every_type_are_drawn_from_and_measured(trained, tmp_path, cap
 
 
 def test_too_few_images_to_measure_on_are_one_line_that_says_what_to_do(tmp_path, capsys, trained):
+    pictures, out = tmp_path / "pictures", tmp_path / "run"
+    pictures.mkdir()
     for level in range(6):
-        Image.new("L", (28, 28), level).save(tmp_path / f"{level}.png")
-    out = tmp_path / "run"
+        Image.new("L", (28, 28), level).save(pictures / f"{level}.png")
     for command in (["train", *SMALL, "--out", out], ["evaluate", "--checkpoint", trained]):
-        line = refused(capsys, [*command, "--source", tmp_path])
+        line = refused(capsys, [*command, "--source", pictures])
         assert re.search(r"error: source: expected 2 test images or more .*, got 1; add", line), (
             line
         )
     assert not out.exists()
+
+
+@pytest.mark.parametrize("place", ["", "run", "runs/run"])
+def test_a_run_is_not_written_among_the_pictures_that_it_is_trained_on(place, folder, capsys):
+    before = sorted(folder.rglob("*"))
+    line = refused(capsys, ["train", *SMALL, "--source", folder, "--out", folder / place])
+    assert "error: --out: expected a folder outside of " in line
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_folder_that_was_moved_is_named_and_its_new_place_asked_for(folder, tmp_path, capsys):
+    pictures, out, moved = (tmp_path / name for name in ("pictures", "run", "moved"))
+    shutil.copytree(folder, pictures)
+    main(["train", *SMALL, "--source", str(pictures), "--out", str(out), "--epochs", "1"])
+    pictures.rename(moved)
+    command = ["evaluate", "--checkpoint", str(out / "checkpoint.pt")]
+    line = refused(capsys, command)
+    assert re.search(rf"error: source: .* names {re.escape(str(pictures))}, .*add --source", line)
+    main([*command, "--source", str(moved)])
+    assert "negative ELBO" in capsys.readouterr().out
+
+
+def test_a_folder_is_known_by_the_same_name_from_everywhere(monkeypatch, folder):
+    monkeypatch.chdir(folder.parent)
+    assert load_images("train", folder.name, "cpu").source == os.path.realpath(folder)
 
 
 def test_a_full_disk_is_one_line_that_names_file_and_disk_and_how_to_go_on(train, folder, tmp_path):

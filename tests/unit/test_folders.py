@@ -668,6 +668,8 @@ def test_a_split_folder_needs_no_classes(tmp_path):
         ("training", "holdout"),
         ("train_set", "test_set"),
         ("TrainSet", "TestSet"),
+        ("traindata", "testdata"),
+        ("train_images", "testImages"),
         ("training-data", "validation data"),
         ("train2017", "val2017"),
         ("trainval", "test"),
@@ -705,9 +707,48 @@ def test_a_test_folder_without_the_classes_of_training_is_named(tmp_path):
     fill(tmp_path / "train" / "cat", 5)
     fill(tmp_path / "test", 4, 50)
     with pytest.raises(
-        ValueError, match=r"^split: no picture .* 'test'.* beside .*: 4 .png \(test"
+        ValueError, match=r"^source: .* in both train and test of .* in train alone; .* move them"
     ):
-        load("test", str(tmp_path))
+        load("train", str(tmp_path))
+    (tmp_path / "test").rename(tmp_path / "beside")
+    fill(tmp_path / "val" / "cat", 3, 70)
+    told, found = warning_of(lambda: load("train", str(tmp_path)))
+    assert "val was taken for the missing test" in told
+    assert len(found) == 5
+
+
+def test_splits_that_were_unpacked_into_folders_of_their_names_are_found(tmp_path):
+    for place, split in enumerate(("train", "test")):
+        for number, name in enumerate(("ant", "bee")):
+            fill(tmp_path / split / split / name, 3, 50 * place + 10 * number)
+    found = both(tmp_path)
+    assert [data.classes for data in found] == 2 * [("ant", "bee")]
+    assert [levels(data) for data in found] == [[0, 1, 2, 10, 11, 12], [50, 51, 52, 60, 61, 62]]
+
+
+def test_levels_that_use_few_of_their_bits_are_told(tmp_path):
+    save(tmp_path / "c" / "a.png", RAMP >> 4)  # 12 bits in 16
+    save(tmp_path / "c" / "b.png", RAMP.T >> 4)
+    told, _ = warning_of(lambda: load("train", str(tmp_path)))
+    assert "the highest level is 0.062, where white is 1" in told
+    save(tmp_path / "c" / "b.png", RAMP.T)
+    with warnings.catch_warnings(action="error"):
+        load("train", str(tmp_path))
+
+
+def test_a_palette_of_8_bits_in_a_tiff_is_refused(tmp_path):
+    picture = Image.fromarray(COLOR).quantize(16)
+    save(tmp_path / "c" / "a.tif", picture)
+    content = (tmp_path / "c" / "a.tif").read_bytes()
+    only(tmp_path)
+    with Image.open(tmp_path / "c" / "a.tif") as file:
+        colors = file.tag_v2[320]
+    stored = struct.pack(f"<{len(colors)}H", *colors)
+    assert content.count(stored) == 1
+    dim = struct.pack(f"<{len(colors)}H", *[each >> 8 for each in colors])
+    (tmp_path / "c" / "a.tif").write_bytes(content.replace(stored, dim))
+    with pytest.raises(DataError, match=r"a\.tif .*palette for black"):
+        load("train", str(tmp_path))
 
 
 def test_names_need_not_be_unicode(tmp_path):
