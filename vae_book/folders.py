@@ -21,14 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import (
-    ExifTags,
-    Image,
-    ImageFile,
-    ImageOps,
-    TiffImagePlugin,
-    UnidentifiedImageError,
-)
+from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from vae_book.images import DataError
 
@@ -425,16 +418,14 @@ def _formats() -> list[str]:
 
 
 _16_BIT = ("PNG", "PPM")  # whose 16-bit levels some versions of Pillow give as 32-bit ones
-
-
-_UNCLEAR = "Pillow does not say which of its levels is black and which is white"
+_NO_WHITE = "Pillow does not say which of its levels is black and which is white"
 
 
 def _check_levels(file: ImageFile.ImageFile) -> None:
     """Raise ValueError for levels of which Pillow does not tell how they are meant."""
     # A PFM may say what its levels are to be multiplied by.
     if (file.mode == "I" and file.format not in _16_BIT) or file.info.get("scale", 1) != 1:
-        raise ValueError(_UNCLEAR)
+        raise ValueError(_NO_WHITE)
     if isinstance(file, TiffImagePlugin.TiffImageFile):
         _check_tags(file.mode, file.tag_v2)
     if file.format == "TGA" and ";15" in str(file.tile[0].args):
@@ -447,7 +438,7 @@ def _check_tags(mode: str, tags: TiffImagePlugin.ImageFileDirectory_v2) -> None:
     bits = tags.get(ExifTags.Base.BitsPerSample, (1,))
     has_signs = 2 in tags.get(ExifTags.Base.SampleFormat, ())
     if has_signs or bits == (12,) or (kind == 0 and mode[0] in "IF"):
-        raise ValueError(_UNCLEAR)
+        raise ValueError(_NO_WHITE)
     is_packed = tags.get(ExifTags.Base.Compression, 1) != 1
     if mode == "F" and is_packed and tags.prefix == b"MM":
         raise ValueError(
