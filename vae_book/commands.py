@@ -7,7 +7,8 @@ import importlib
 import inspect
 import json as json_format
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from vae_book.data import Split, load_images
 from vae_book.device import best_device, seeded
 from vae_book.doctor import diagnose
 from vae_book.evaluation import average_elbo
-from vae_book.files import replacing
+from vae_book.files import alone, replacing
 from vae_book.history import History
 from vae_book.images import Images, binarize
 from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, Likelihood
@@ -66,17 +67,13 @@ def train(
     """Train a VAE and write what shows its progress into the folder ``out``.
 
     Raises:
-        ValueError: ``out`` holds a run already and ``resume`` is not asked for, there is a folder
-            where a file is to be written, or see `fit`.
+        ValueError: ``out`` holds a run already and ``resume`` is not asked for, another run is
+            writing there, there is a folder where a file is to be written, or see `fit`.
         WriteError: ``out`` cannot be written to.
     """
     checkpoint = out / "checkpoint.pt"
     _check_place(checkpoint, out / "history.json")
-    if checkpoint.exists() and not resume:
-        raise ValueError(
-            f"{checkpoint} holds a run already; go on with it by adding --resume to the command, "
-            "or start another one in another folder with --out"
-        )
+    _check_new(checkpoint, resume)
     settings: dict[str, Any] = {
         "batch_size": batch_size,
         "lr": lr,
@@ -109,7 +106,11 @@ def train(
         progress.set_postfix_str(_in_words(history), refresh=False)
         progress.update()
 
-    with tqdm(total=epochs, initial=done, unit="epoch", disable=not parallel.is_main()) as progress:
+    with (
+        _run_alone(out),
+        tqdm(total=epochs, initial=done, unit="epoch", disable=not parallel.is_main()) as progress,
+    ):
+        _check_new(checkpoint, resume)  # a run may have ended while pictures were read
         history = fit(
             model,
             data,
@@ -123,6 +124,28 @@ def train(
     if parallel.is_main():
         more = "; for more, raise --epochs" if history.epochs == done else ""
         print(f"{out}: {history.epochs} epochs, {_in_words(history)} for an image{more}")
+
+
+def _check_new(checkpoint: Path, resume: bool) -> None:
+    """Raise ValueError if a run would take the place of another."""
+    if checkpoint.exists() and not resume:
+        raise ValueError(
+            f"{checkpoint} holds a run already; go on with it by adding --resume to the command, "
+            "or start another one in another folder with --out"
+        )
+
+
+@contextmanager
+def _run_alone(out: Path) -> Iterator[None]:
+    """Raise ValueError if another run is writing into a folder, of which one would be lost."""
+    try:
+        with alone(out) if parallel.is_main() else nullcontext():
+            yield
+    except BlockingIOError as error:
+        raise ValueError(
+            f"--out: another run is writing to {out} now; wait for its end, or choose another "
+            "folder"
+        ) from error
 
 
 def sample(*, checkpoint: Path, n: int, seed: int, out: Path) -> None:

@@ -61,6 +61,43 @@ def replacing(path: Path | str) -> Iterator[Path]:
             _sync_folder(path.parent)
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep others who ask for a folder out of it in the block; it is made if it is missing.
+
+    The system lets go of it however the process ends. Where it has no such locks, as Windows and
+    some network drives, nobody is kept out.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    lock = _locked(folder)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """A lock on a folder, held until it is closed; None where there are no locks."""
+    try:
+        import fcntl  # here, since Windows has none
+
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):  # what writes there will say what is wrong
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return lock
+
+
 def check_writable(path: Path | str, size: int) -> None:
     """Raise WriteError unless ``size`` bytes can be written to ``path``, which stays as it is.
 

@@ -34,6 +34,11 @@ UNCLEAR = (  # words in the names of other layouts, which are taken neither for 
     {*TRAIN, "trainval"},
     {*TEST, "eval", "evaluation", "dev", "development", "holdout"},
 )
+IMAGES = {"image", "images", "img", "imgs", "jpegimages", "photo", "photos", "picture", "pictures"}
+MASKS = {  # which come with images, a picture for each
+    *("mask", "masks", "segmentation", "segmentations", "segmentationclass"),
+    *("annotation", "annotations", "label", "labels", "gt", "groundtruth"),
+}
 CLUTTER = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}  # made by systems
 # Those in which pictures come. Others that Pillow opens hold icons, measurements or no pixels.
 FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP"}
@@ -72,9 +77,10 @@ def read_folder(
 
     Raises:
         ValueError: there is no picture, or none for this split; classes have the names of splits,
-            as ``train_set`` beside ``test_set``, or one split alone has folders of classes; the
-            pictures have several sizes and ``size`` is None; or they would not fit into memory.
-        DataError: a picture cannot be read, and which; or the folder has changed since the other
+            as ``train_set`` beside ``test_set``, or of images beside their masks, or one split
+            alone has folders of classes; the pictures have several sizes and ``size`` is None; or
+            they would not fit into memory.
+        DataError: pictures cannot be read, and which; or the folder has changed since the other
             split was read, which then no longer fits this one.
     """
     found = _find(folder)
@@ -188,7 +194,51 @@ class Found(NamedTuple):
     notes: list[str]
 
 
+Parts = dict[Path, tuple[str, ...]]  # of each picture, the names of the folders down to it
+
+
 def _find(folder: Path) -> Found:
+    """The pictures of a folder, by the layouts that `read_folder` knows."""
+    pictures, notes = _pictures(folder)
+    found = _unwrapped({path: path.relative_to(folder).parts for path in pictures})
+    tops = {parts[0].lower(): parts[0] for parts in found.values() if len(parts) > 1}
+    train, test = _splits(tops)
+    is_split = bool(train and test)
+    in_test = {path: parts[0] == test for path, parts in found.items()}
+    if is_split:
+        if str(test).lower() not in TEST[:2]:
+            notes.append(f"{test} was taken for the missing test")
+        found = _inside({path: each for path, each in found.items() if each[0] in (train, test)})
+    if any(len(parts) > 1 for parts in found.values()):
+        found = {path: parts for path, parts in found.items() if len(parts) > 1}
+    if beside := [path for path in pictures if path not in found]:
+        notes.append(
+            f"left out, since they lie beside the class folders: {_listed(beside, folder)}"
+        )
+    if deeper := sorted({"/".join(parts[:2]) for parts in found.values() if len(parts) > 2}):
+        few = f"{', '.join(deeper[:3])}{', ...' if len(deeper) > 3 else ''}"
+        notes.append(f"folders inside a class belong to it: {few}")
+    # macOS writes an accent in two characters, others in one: the same name all the same.
+    names = [each[0] if len(each) > 1 else folder.resolve().name for each in found.values()]
+    names = [unicodedata.normalize("NFC", name) for name in names]
+    _check_pairs(folder, set(names))
+    sides = np.array([in_test[path] for path in found])
+    if not is_split:
+        _check_classes(folder, set(names))
+        _check_no_splits_inside(folder, found)
+    elif len(set(sides)) < 2:
+        raise ValueError(
+            f"source: expected pictures in folders of classes in both {train} and {test} of "
+            f"{folder}, got them in {test if sides.all() else train} alone; sort the others into "
+            "classes, too, or move them away"
+        )
+    elif new := sorted(set(names) - {names[i] for i in np.flatnonzero(~sides)}):
+        notes.append(f"classes without training pictures: {', '.join(new)}")
+    return Found(list(found), names, sides if is_split else None, notes)
+
+
+def _pictures(folder: Path) -> tuple[list[Path], list[str]]:
+    """The files below a folder that are pictures by their endings, and a note on all others."""
     try:
         everything = list(_tree(folder))
     except OSError as error:
@@ -199,50 +249,28 @@ def _find(folder: Path) -> Found:
     notes = []
     if others := [path for path in everything if not is_picture[path]]:
         notes.append(f"left out, since no pictures are read there: {_listed(others, folder)}")
-    found = [(path, path.relative_to(folder).parts) for path in everything if is_picture[path]]
-    if not found:
+    pictures = [path for path in everything if is_picture[path]]
+    if not pictures:
         raise ValueError("; ".join([f"source: no pictures in {folder}", *notes]))
+    return pictures, notes
 
-    while inner := [(path, parts) for path, parts in found if len(parts) > 1]:
-        if not all(len(parts) > 2 and parts[0] == inner[0][1][0] for _, parts in inner):
+
+def _unwrapped(found: Parts) -> Parts:
+    """Without the folders that lie around all others."""
+    while inner := {path: parts for path, parts in found.items() if len(parts) > 1}:
+        outermost = {parts[0] for parts in inner.values()}
+        if len(outermost) > 1 or any(len(parts) == 2 for parts in inner.values()):
             break
-        found = [(path, parts[1:]) for path, parts in inner]  # a folder around all others
-    tops = {parts[0].lower(): parts[0] for _, parts in found if len(parts) > 1}
-    train, test = _splits(tops)
-    in_test = {path: parts[0] == test for path, parts in found}
-    if is_split := bool(train and test):
-        if str(test).lower() not in TEST[:2]:
-            notes.append(f"{test} was taken for the missing test")
-        found = [(path, parts[1:]) for path, parts in found if parts[0] in (train, test)]
-        if all(len(parts) > 2 and parts[0].lower() in (*TRAIN, *TEST) for _, parts in found):
-            found = [(path, parts[1:]) for path, parts in found]  # as in train/train/CLASS
-    if any(len(parts) > 1 for _, parts in found):
-        found = [(path, parts) for path, parts in found if len(parts) > 1]
-    paths = [path for path, _ in found]
-    kept = set(paths)
-    if beside := [path for path in everything if is_picture[path] and path not in kept]:
-        notes.append(
-            f"left out, since they lie beside the class folders: {_listed(beside, folder)}"
-        )
-    if deeper := sorted({"/".join(parts[:2]) for _, parts in found if len(parts) > 2}):
-        few = f"{', '.join(deeper[:3])}{', ...' if len(deeper) > 3 else ''}"
-        notes.append(f"folders inside a class belong to it: {few}")
-    # macOS writes an accent in two characters, others in one: the same name all the same.
-    names = [parts[0] if len(parts) > 1 else folder.resolve().name for _, parts in found]
-    names = [unicodedata.normalize("NFC", name) for name in names]
-    if not is_split:
-        _check_classes(folder, set(names))
-        _check_inside(folder, [parts for _, parts in found])
-    sides = np.array([in_test[path] for path in paths])
-    if is_split and len(set(sides)) < 2:
-        raise ValueError(
-            f"source: expected pictures in folders of classes in both {train} and {test} of "
-            f"{folder}, got them in {test if sides.all() else train} alone; sort the others into "
-            "classes, too, or move them away"
-        )
-    if is_split and (new := sorted(set(names) - {names[i] for i in np.flatnonzero(~sides)})):
-        notes.append(f"classes without training pictures: {', '.join(new)}")
-    return Found(paths, names, sides if is_split else None, notes)
+        found = {path: parts[1:] for path, parts in inner.items()}
+    return found
+
+
+def _inside(found: Parts) -> Parts:
+    """What is inside of splits, and of further ones in there, as in train/train/CLASS."""
+    found = {path: parts[1:] for path, parts in found.items()}
+    if all(len(parts) > 2 and parts[0].lower() in (*TRAIN, *TEST) for parts in found.values()):
+        found = {path: parts[1:] for path, parts in found.items()}
+    return found
 
 
 def _splits(folders: Mapping[str, str]) -> tuple[str | None, str | None]:
@@ -271,9 +299,23 @@ def _check_classes(folder: Path, classes: set[str]) -> None:
         )
 
 
-def _check_inside(folder: Path, found: Sequence[tuple[str, ...]]) -> None:
+def _check_pairs(folder: Path, classes: set[str]) -> None:
+    """Raise ValueError for images beside their masks, which are no two classes."""
+    images, masks = (
+        [name for name in sorted(classes) if re.sub(r"[\W_]", "", name.lower()) in words]
+        for words in (IMAGES, MASKS)
+    )
+    if images and masks:
+        raise ValueError(
+            f"source: expected a folder for each class in {folder}, got {images[0]} beside "
+            f"{masks[0]}, which look like pictures and what is marked in them; pass the folder "
+            f"{images[0]} alone, or rename the two if they are classes"
+        )
+
+
+def _check_no_splits_inside(folder: Path, found: Parts) -> None:
     """Raise ValueError for splits inside of classes, which would be mixed."""
-    inside = {parts[1].lower(): "/".join(parts[:2]) for parts in found if len(parts) > 2}
+    inside = {parts[1].lower(): "/".join(parts[:2]) for parts in found.values() if len(parts) > 2}
     train, test = _splits(inside)
     if train and test:
         raise ValueError(
@@ -320,22 +362,29 @@ def _read_all(
     paths: Sequence[Path], size: Size | None, channels: int | None
 ) -> tuple[np.ndarray, list[Path]]:
     """All pictures in one array, and which of them have further frames."""
-    first, _ = _read(paths[0], None, channels)
+    start, first = _first_readable(paths, channels)
     shape = size or first.shape[:2]
     check_memory(len(paths), shape, 3 if channels == 3 or first.ndim == 3 else 1)
+    failed: dict[Path, DataError] = {}
 
     def read(path: Path) -> tuple[np.ndarray, bool]:
-        pixels, has_more = _read(path, size, channels)
+        try:
+            pixels, has_more = _read(path, size, channels)
+        except DataError as error:  # told together with others
+            failed[path] = error
+            return first, False
         if pixels.shape[:2] != shape:
             sizes = [" x ".join(map(str, each)) for each in (shape, pixels.shape[:2])]
             raise ValueError(
                 "size: expected size=28, size=(height, width) or the like (--size 28), since the "
-                f"pictures have several sizes: {paths[0]} has {sizes[0]} pixels, {path} {sizes[1]}"
+                f"pictures have several sizes: {start} has {sizes[0]} pixels, {path} {sizes[1]}"
             )
         return pixels, has_more
 
     with ThreadPoolExecutor() as pool:
         pictures, more = zip(*pool.map(read, paths), strict=True)
+    if failed:
+        raise _together(failed)
     levels = np.float32 if any(pixels.dtype == np.float32 for pixels in pictures) else np.uint8
     color = channels == 3 or any(pixels.ndim == 3 for pixels in pictures)
     result = np.empty((len(paths), *shape, *([3] if color else [])), levels)
@@ -343,6 +392,28 @@ def _read_all(
         pixels = pixels if pixels.dtype == levels else pixels.astype(np.float32) / 255
         result[row] = pixels[..., None] if color and pixels.ndim == 2 else pixels
     return result, [path for path, has_more in zip(paths, more, strict=True) if has_more]
+
+
+def _first_readable(paths: Sequence[Path], channels: int | None) -> tuple[Path, np.ndarray]:
+    """The first picture that can be read, and its pixels."""
+    failed: dict[Path, DataError] = {}
+    for path in paths:
+        try:
+            return path, _read(path, None, channels)[0]
+        except DataError as error:
+            failed[path] = error
+    raise _together(failed)
+
+
+def _together(failed: Mapping[Path, DataError]) -> DataError:
+    """One error for all pictures that cannot be read, with the reason and advice of the first."""
+    first, *others = sorted(failed)
+    if not others:
+        return failed[first]
+    few = ", ".join(map(str, others[:3]))
+    return DataError(
+        f"{failed[first]}; {len(others)} more cannot be read: {few}{', ...' if others[3:] else ''}"
+    )
 
 
 def check_memory(n: int, size: Sequence[int], channels: int) -> None:
@@ -393,22 +464,30 @@ def _read(path: Path, size: Size | None, channels: int | None) -> tuple[np.ndarr
         picture = _fine(picture) if picture.mode[0] in "IF" else _coarse(picture)
         if channels == 1 and picture.mode == "RGB":
             picture = picture.convert("L")
-        pixels = np.asarray(padded(picture, size) if size else picture)
     except MemoryError:  # is no fault of the picture
         raise
     except PermissionError as error:
-        raise DataError(
-            f"{path} may not be read; allow it, or take it out of the folder"
-        ) from error
+        raise _unreadable(path, "permission denied", "allow it") from error
+    except Image.DecompressionBombError as error:
+        raise _unreadable(path, str(error), "make it smaller") from error
     except Exception as error:  # a reader raises whatever it likes on a damaged file
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "its format is not known, or not this kind of it" if unknown else str(error)
-        raise DataError(
-            f"{path} cannot be read as an image: {reason.rstrip('.')}; replace it, for instance by "
-            "a PNG of 8 or 16 bits, or take it out of the folder"
-        ) from error
+        advice = "replace it, for instance by a PNG of 8 or 16 bits"
+        raise _unreadable(path, reason, advice) from error
+    try:
+        pixels = np.asarray(padded(picture, size) if size else picture)
+    except ValueError as error:
+        raise _unreadable(path, str(error), "pass a larger size") from error
     # Resizing may overshoot, which Pillow cuts for integers alone.
     return (pixels.clip(0, 1) if picture.mode == "F" else pixels), has_more
+
+
+def _unreadable(path: Path, reason: str, advice: str) -> DataError:
+    return DataError(
+        f"{path} cannot be read as an image: {reason.rstrip('.')}; {advice}, or take it out of the "
+        "folder"
+    )
 
 
 def _formats() -> list[str]:

@@ -21,6 +21,7 @@ from vae_book.checkpoints import read_checkpoint, write_checkpoint
 from vae_book.data import load_images
 from vae_book.device import seeded
 from vae_book.evaluation import average_elbo
+from vae_book.files import alone
 from vae_book.history import History
 from vae_book.images import DataError, binarize
 from vae_book.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian
@@ -314,6 +315,35 @@ def test_a_run_is_never_overwritten_by_accident(train, capsys, folder):
     assert "--resume" in line
     assert "--out" in line
     assert everything(out) == before
+
+
+def test_two_runs_never_write_to_one_folder_at_once(train, capsys, folder, tmp_path):
+    out = tmp_path / "run"
+    command = ["train", "--source", folder, "--out", out, *SMALL]
+    with alone(out):
+        for more in ([], ["--resume"]):
+            line = refused(capsys, [*command, *more])
+            assert f"error: --out: another run is writing to {out} now; wait" in line
+        assert everything(out) == {}
+    assert train(epochs=1) == out
+
+
+def test_a_run_that_ended_while_pictures_were_read_is_not_overwritten(
+    train, capsys, folder, monkeypatch
+):
+    out = train(epochs=1)
+    kept = everything(out)
+    shutil.move(out, out.with_name("kept"))
+
+    def ended(*arguments, **options):
+        if not out.exists():
+            shutil.copytree(out.with_name("kept"), out)
+        return load_images(*arguments, **options)
+
+    monkeypatch.setattr(commands, "load_images", ended)
+    line = refused(capsys, ["train", "--source", folder, "--out", out, *SMALL])
+    assert "checkpoint.pt holds a run already" in line
+    assert everything(out) == kept
 
 
 def test_resume_ends_as_an_uninterrupted_run(train):

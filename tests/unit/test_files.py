@@ -3,13 +3,14 @@
 import errno
 import os
 import signal
+import sys
 import threading
 import tracemalloc
 
 import pytest
 
 from tests import forks
-from vae_book.files import PART, WriteError, check_writable, replacing
+from vae_book.files import PART, WriteError, alone, check_writable, replacing
 
 
 @pytest.fixture
@@ -98,6 +99,42 @@ def test_several_writers_leave_the_content_of_one(path):
     assert seen <= {(100_000, number) for number in range(5)}
     assert len(seen) > 1
     assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_folder_is_one_writer_s_until_it_ends_however_it_does(tmp_path):
+    pytest.importorskip("fcntl", reason="this system has no locks of files")
+    folder = tmp_path / "run"
+    with alone(folder):
+        with pytest.raises(BlockingIOError), alone(folder):
+            pass
+        with alone(tmp_path / "other"):
+            pass
+    with pytest.raises(ZeroDivisionError), alone(folder):
+        raise ZeroDivisionError
+    program = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from vae_book.files import alone\n"
+        "with alone(Path(sys.argv[1])):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert forks.run("-c", program, folder).returncode == -signal.SIGKILL
+    with alone(folder):
+        assert os.listdir(folder) == []
+
+
+def test_where_there_are_no_locks_nobody_is_kept_out(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl", reason="this system has no locks of files")
+
+    def unsupported(*arguments):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with alone(tmp_path), alone(tmp_path):
+        pass
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with alone(tmp_path), alone(tmp_path):
+        pass
 
 
 def test_a_killed_writer_leaves_the_old_file_and_the_next_run_clears_up(path):

@@ -689,6 +689,29 @@ def test_classes_that_look_like_splits_are_refused(train, test, around, tmp_path
 
 
 @pytest.mark.parametrize(
+    ("images", "masks"),
+    [("images", "masks"), ("Images", "Labels"), ("JPEGImages", "SegmentationClass"), ("img", "gt")],
+)
+@pytest.mark.parametrize("around", [["."], ["train", "test"]])
+def test_images_beside_their_masks_are_no_two_classes(images, masks, around, tmp_path):
+    for place, split in enumerate(around):
+        fill(tmp_path / split / images, 5, 10 * place)
+        fill(tmp_path / split / masks, 5, 100 + 10 * place)
+    with pytest.raises(
+        ValueError, match=rf"^source: .* {images} beside {masks}, .* pass the folder {images} alone"
+    ):
+        load("train", str(tmp_path))
+    if around == ["."]:
+        assert load("train", str(tmp_path / images)).classes == (images,)
+
+
+def test_labels_may_be_a_class_of_its_own(tmp_path):
+    fill(tmp_path / "labels", 10)
+    fill(tmp_path / "boxes", 10, 20)
+    assert load("train", str(tmp_path)).classes == ("boxes", "labels")
+
+
+@pytest.mark.parametrize(
     "names", [("bird", "test"), ("train", "tram"), ("restrain", "contest"), ("train_test", "other")]
 )
 def test_a_class_may_have_the_name_of_one_split(names, tmp_path):
@@ -997,6 +1020,40 @@ def test_what_is_no_picture_or_far_too_large_is_named(name, content, tmp_path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / name).write_bytes(content)
     with pytest.raises(DataError, match=rf"{name} cannot be read as an image: "):
+        load("train", str(tmp_path))
+
+
+@pytest.mark.parametrize("before", ["", "z"])
+def test_all_pictures_that_cannot_be_read_are_named_at_once(before, tmp_path):
+    fill(tmp_path / "c", 10)
+    names = [f"{before}{number}.png" for number in range(5)]
+    for name in names:
+        (tmp_path / "c" / name).write_bytes(b"no picture")
+    with pytest.raises(DataError, match=rf"{names[0]} cannot be read .*; 4 more ") as raised:
+        load("train", str(tmp_path))
+    others = str(raised.value).split(": ")[-1].split(", ")
+    assert [Path(each).name for each in others] == [*names[1:4], "..."]
+
+
+def test_a_folder_in_which_no_picture_can_be_read_names_them(tmp_path):
+    (tmp_path / "c").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "c" / name).write_bytes(b"no picture")
+    for size in (None, (4, 4)):
+        with pytest.raises(DataError, match=r"a\.png cannot .*; 1 more cannot be read: .*b\.png$"):
+            load("train", str(tmp_path), size=size)
+
+
+def test_what_to_do_about_a_picture_fits_what_is_wrong(tmp_path, monkeypatch):
+    path = save(tmp_path / "c" / "a.png", np.zeros((1, 57), np.uint8))
+    with pytest.raises(DataError, match=r"pass a larger size, or take it out"):
+        load("train", str(tmp_path), size=28)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(DataError, match=r"exceeds limit .* make it smaller, or take it out"):
+        load("train", str(tmp_path))
+    monkeypatch.undo()
+    path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"replace it, for instance by a PNG .*, or take it out"):
         load("train", str(tmp_path))
 
 
