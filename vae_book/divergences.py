@@ -207,8 +207,8 @@ def gaussian_kl(
     and Kingma and Welling (2014), appendix B.
 
     In float32, with the standard prior, it overflows to infinity from log_var = 88.7 on, where exp
-    does, or from 89.4 - log(d) if all d units are that wide (86.4 for d = 20); and from means of
-    about 10^19 / sqrt(d).
+    does, or from 89.4 - log(d) if all d units are that wide (86.4 for d = 20); and from a mean of
+    1.8e19, whose square does, or from 2.6e19 / sqrt(d) if all d are that far out.
 
     Args:
         mu, log_var: mean and log-variance of the first Gaussian, shape (..., d).
