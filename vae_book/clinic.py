@@ -209,7 +209,7 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
             owner=device,
             attribute="standard_normal",
             broken=lambda normal: lambda *args: torch.special.ndtr(normal(*args)),
-            symptom="pale samples; the loss is too good",
+            symptom="the loss is too good; pale samples, if the prior is drawn with such noise",
         ),
         "no-noise": Fault(
             wrong="The decoder gets the mean in place of a draw, and the KL is charged.",
@@ -251,7 +251,7 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
             owner=VAE,
             attribute="decode",
             broken=lambda decode: lambda self, z, y=None: _squashed(decode(self, z, y)),
-            symptom="a gray veil; the loss stays near its start",
+            symptom="mostly empty images: gray samples, and a loss that stays near its start",
         ),
         "left-in-training-mode": Fault(
             wrong="What is random in training, here dropout, stays so in measurements.",
@@ -286,7 +286,7 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
             broken=lambda bound: (
                 lambda log_weights: bound(log_weights.flatten()).expand(log_weights.shape[1:])
             ),
-            symptom="the estimate is that of the likeliest image",
+            symptom="the estimate is nearly that of the likeliest image of a batch",
         ),
         "step-of-the-levels": Fault(
             wrong="Bits of a density: the step between gray levels enters with the wrong sign.",

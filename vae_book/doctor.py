@@ -5,6 +5,7 @@ buffer, no mode and no random state of the reader's is changed.
 """
 
 import math
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +21,7 @@ from torch.distributions import (
 )
 
 from vae_book import likelihoods
-from vae_book.exam import DRAWS, KINDS, KL_DRAWS, Exam, NotChecked, called
+from vae_book.exam import DRAWS, KINDS, KL_DRAWS, UNSEEN, Exam, NotChecked, called
 from vae_book.loss_terms import (
     FITS,
     KLTerm,
@@ -89,21 +90,23 @@ def diagnose(
     """
     exam = Exam(encode, decode, images, loss, likelihood, labels, prior, draw, spread, beta, seed)
     gpus = [images.device] if images.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=gpus), _numpy_seeded(seed), torch.enable_grad():
+    with torch.random.fork_rng(devices=gpus), _others_seeded(seed), torch.enable_grad():
         torch.manual_seed(seed)
         exam.score(exam.decoded, exam.families[0])  # what is no VAE is refused before the checks
         return Report(tuple(_looked(name, check, exam) for name, check in CHECKS.items()))
 
 
 @contextmanager
-def _numpy_seeded(seed: int) -> Iterator[None]:
-    """NumPy's own noise, which some models draw from, seeded; afterwards it goes on as before."""
-    before = np.random.get_state()  # noqa: NPY002
+def _others_seeded(seed: int) -> Iterator[None]:
+    """NumPy's and Python's own noise, which some models draw from, seeded; then as before."""
+    before = np.random.get_state(), random.getstate()  # noqa: NPY002
     np.random.seed(seed % 2**32)  # noqa: NPY002
+    random.seed(seed)
     try:
         yield
     finally:
-        np.random.set_state(before)  # noqa: NPY002
+        np.random.set_state(before[0])  # noqa: NPY002
+        random.setstate(before[1])
 
 
 def _looked(name: str, check: Callable[["Exam"], Finding], exam: "Exam") -> Finding:
@@ -181,7 +184,7 @@ def noise(exam: Exam) -> Finding:
         )
     kind, _ = _draws(exam)
     eps = _noise_in(seen, kind)
-    for axis, name in {1: "images", 2: "units of z"}.items():
+    for axis, name in {0: "draws of an image", 1: "images", 2: "units of z"}.items():
         if eps.shape[axis] > 1 and _alike(eps, eps.narrow(axis, 0, 1).expand_as(eps)):
             return _fault("one-noise", f"all {name} get the same noise",
                           "draw it with torch.randn_like(mu), one number for each")  # fmt: skip
@@ -189,7 +192,7 @@ def noise(exam: Exam) -> Finding:
         return _fault("same-noise", "the loss draws the same noise each time",
                       "draw it in each call, and set no seed in the model")  # fmt: skip
     eps = eps.flatten()
-    if _far_from_normal(eps) > 3:  # by chance once in 30 million
+    if _is_far_from_normal(eps):
         words = f"the noise in z has mean {eps.mean():.2f} and deviation {eps.std():.2f}"
         kurtosis = ((eps - eps.mean()) / eps.std()).pow(4).mean()
         if kurtosis > 2.4:  # a normal one has 3, a uniform one 1.8
@@ -201,7 +204,7 @@ def noise(exam: Exam) -> Finding:
             f"{words}, and is not standard normal",
             "draw it with torch.randn_like, not with rand",
         )
-    return _ok(f"the noise in {len(eps)} draws is standard normal")
+    return _ok(f"the noise in {len(eps)} draws cannot be told from standard normal noise")
 
 
 def _noise_in(seen: Pass, kind: str) -> Tensor:
@@ -224,9 +227,17 @@ def _drawn_again(exam: Exam, kind: str, eps: Tensor) -> bool:
         return False
 
 
-def _far_from_normal(eps: Tensor) -> float:
-    """The statistic of Kolmogorov and Smirnov, times the root of the number of draws."""
-    return math.sqrt(len(eps)) * distance(torch.special.ndtr(eps.sort().values).numpy())
+def _is_far_from_normal(eps: Tensor) -> bool:
+    """By the statistic of Kolmogorov and Smirnov, or by the moments, in standard errors."""
+    n = len(eps)
+    apart = math.sqrt(n) * distance(torch.special.ndtr(eps.sort().values).numpy())
+    if apart > 3:  # by chance once in 30 million
+        return True
+    if n < 200:  # the errors below are those of many draws
+        return False
+    kurtosis = ((eps - eps.mean()) / eps.std()).pow(4).mean()
+    mean, variance = eps.mean() * math.sqrt(n), (eps.var() - 1) * math.sqrt(n / 2)
+    return bool(max(mean.abs(), variance.abs(), (3 - kurtosis) * math.sqrt(n / 24)) > 6)
 
 
 def deviation(exam: Exam) -> Finding:
@@ -268,7 +279,7 @@ def reparameterized(exam: Exam) -> Finding:
     inputs = [seen.encoded.mu, seen.encoded.spread]
     if seen.loss.requires_grad and not inputs[0].requires_grad:
         raise NotChecked("the encoder is computed without gradients; its weights are frozen")
-    by_mu, by_spread = gradients(torch.cat(list(seen.z)).sum(), inputs)
+    by_mu, by_spread = gradients(_together(torch.cat(list(seen.z))).sum(), inputs)
     cut = [n for n, g in {"mean": by_mu, "spread": by_spread}.items() if not g.any()]
     if cut and _constant(seen):
         raise NotChecked("z is the mean")
@@ -326,7 +337,7 @@ def weights(exam: Exam) -> Finding:
     """Whether several draws of z enter as a mean (ELBO) or by the log of a mean (IWAE)."""
     term = exam.understood
     share = term.weights / term.weights.sum(0)
-    if len(share) == 1:
+    if len(share) == 1 and bool(share.isfinite().all()):
         if _spread_out(term.weights[0]):
             return _fault("image-weights", "images enter the loss with unequal weights",
                           "sum or average over images")  # fmt: skip
@@ -338,6 +349,15 @@ def weights(exam: Exam) -> Finding:
                       "one logarithm is taken, of an average over draws and images",
                       "take torch.logsumexp over the draws of each image",
                       (_log_mean(log_w.flatten()) - _log_mean(log_w).mean()).item())  # fmt: skip
+    across = log_w.softmax(1) / len(log_w)
+    if torch.allclose(term.weights / term.weights.sum(), across, atol=1e-3):
+        return _fault("average-inside-the-logarithm",
+                      "for each draw the logarithm is taken of an average over images",
+                      "take torch.logsumexp over the draws of each image",
+                      (_log_mean(log_w.T).mean() - _log_mean(log_w).mean()).item())  # fmt: skip
+    if not bool(share.isfinite().all()):
+        return _fault("image-weights", "some images enter the loss with no weight at all",
+                      "sum or average over images")  # fmt: skip
     if not _spread_out(share):
         return _ok(f"{len(share)} draws of z for each image, averaged")
     if torch.allclose(share, soft, atol=1e-3):
@@ -370,7 +390,7 @@ def weights(exam: Exam) -> Finding:
 
 def _sum_for_average(exam: Exam, log_w: Tensor) -> Finding | None:
     """The finding for a loss that is the log of the sum of weights over the first axis."""
-    squared = exam.family in ("gaussian", "laplace") and isinstance(exam.decoded, Tensor)
+    squared = exam.loose
     if not exam.term.exact or squared:  # without its constants
         return None
     claimed = -exam.seen.loss.item() / exam.term.weights.sum().item()
@@ -393,18 +413,18 @@ def scale(exam: Exam) -> Finding:
         raise NotChecked("images have unequal weights")
     whole = term.weights.sum(0).mean().item()
     if kl is None:
-        return _fault("no-kl", "the loss has no KL", "add it, summed over the units of z",
-                      _typical_kl(exam))  # fmt: skip
+        return _fault("no-kl", "the loss has no KL, or one of next to no weight",
+                      "add it, summed over the units of z", _typical_kl(exam))  # fmt: skip
     if not kl.misfit < FITS:
         raise NotChecked("what the loss has beside the log-likelihood is no KL; see KL")
     most = abs(kl.weight / exam.beta) * (1 + kl.error)
-    if kl.error > 0.1 and most < 0.5:
+    if kl.error > 0.1 and most < 0.5 and not exam.loose:
         return _fault("kl-weight", f"the KL has at most {most:.1g} times its weight: too little to "
                       "see beside the log-likelihood",
                       "if this was chosen, say beta; only 1 gives the ELBO",
                       _typical_kl(exam))  # fmt: skip
     if kl.error > 0.1:
-        raise NotChecked("the KL is too small beside the log-likelihood; train the model first")
+        raise NotChecked(UNSEEN)
     words = (
         f"log-likelihood {_over(exam, whole)}, KL {_over(exam, whole * kl.weight, of_units=True)}"
     )
@@ -421,7 +441,7 @@ def scale(exam: Exam) -> Finding:
 
 def _ratio(exam: Exam, ratio: float, about: float, words: str, off: float, whole: float) -> Finding:
     """The finding for a KL that weighs this much more than it should."""
-    loose = exam.family in ("gaussian", "laplace") and isinstance(exam.decoded, Tensor)
+    loose = exam.loose
     errors = (1, 2) if exam.family == "gaussian" and loose else (1,)  # half a squared one, or whole
 
     def plain(weight: float) -> bool:
@@ -429,14 +449,21 @@ def _ratio(exam: Exam, ratio: float, about: float, words: str, off: float, whole
         return any(math.isclose(weight * each, 1, rel_tol=about)
                    for each in (1, n, pixels, n * pixels))  # fmt: skip
 
-    for name, likelihood_by, kl_by, advice in _mistakes(exam):
-        by = likelihood_by / kl_by
+    def divided(ratio: float, by: float) -> bool:
+        return by != 1 and any(math.isclose(ratio * each, by, rel_tol=about) for each in errors)
+
+    for place, (name, likelihood_by, kl_by, advice) in enumerate(_mistakes(exam)):
         # Beside a squared error any weight may be the noise that was chosen, if not the KL's own
         # weight shows that it was divided.
-        if any(math.isclose(ratio * each, by, rel_tol=about) for each in errors) and (
-            not loose or plain(whole * ratio * kl_by)
+        if not divided(ratio, likelihood_by / kl_by) or (
+            loose and not plain(whole * ratio * kl_by)
         ):
-            return _fault(name, words, advice, off)
+            continue
+        if _is_chance(exam, place, divided):
+            weights = f"log-likelihood times {whole:.3g}, KL times {whole * ratio * exam.beta:.3g}"
+            words = f"{weights}, whatever the number of images"
+            continue
+        return _fault(name, words, advice, off)
     beside = ""
     if loose:
         noise = ratio if exam.family == "laplace" else math.sqrt(ratio)
@@ -448,8 +475,10 @@ def _ratio(exam: Exam, ratio: float, about: float, words: str, off: float, whole
             return _ok(f"{words}: the KL has weight {ratio:.3g}{beside}")
     if math.isclose(ratio, 1, rel_tol=about):
         return _ok(words)
+    chosen = "this noise was" if loose else "this was"
     return _fault("kl-weight", f"{words}: the KL has {ratio:.3g} times its weight{beside}",
-                  f"if this was chosen, say beta={ratio * exam.beta:.3g}; only 1 gives the ELBO",
+                  f"if {chosen} chosen, say beta={ratio * exam.beta:.3g}; "
+                  + ("else sum the KL with weight 1" if loose else "only 1 gives the ELBO"),
                   off)  # fmt: skip
 
 
@@ -470,8 +499,21 @@ def _mistakes(exam: Exam) -> Iterator[tuple[str, int, int, str]]:
         ("kl-mean", 1, n * units, kl, alike),
         ("kl-over-784", 1, n * pixels, "sum the KL", alike),
     ]:
-        if likelihood_by != kl_by:
-            yield str(name), int(likelihood_by), int(kl_by), "; ".join(map(str, advice))
+        yield str(name), int(likelihood_by), int(kl_by), "; ".join(map(str, advice))
+
+
+def _is_chance(exam: Exam, place: int, divided: Callable[[float, float], bool]) -> bool:
+    """Whether a weight looks like one over the number of images, and does not move with it."""
+    fewer = exam.fewer
+    if fewer is None:
+        return False
+    (_, *both, _), (_, *by, _) = (list(_mistakes(each))[place] for each in (exam, fewer))
+    try:
+        if both == by or fewer.kl is None or not fewer.kl.misfit < FITS:
+            return False
+    except (NotChecked, ValueError):  # such as of a prior for each image
+        return False
+    return not divided(fewer.kl.weight / exam.beta, by[0] / by[1])
 
 
 def kl_value(exam: Exam) -> Finding:
@@ -492,6 +534,11 @@ def kl_value(exam: Exam) -> Finding:
                 "bits, a loss of its own on the code, another prior? Give prior=, or a loss "
                 "without it"
             )
+        if abs(rest - drawn) < 5 * error + 1e-3 * abs(rest):
+            return _fault("kl-formula",
+                          f"what the loss has beside the log-likelihood has the value of the KL, "
+                          f"{rest:.2f} nats, and another gradient",
+                          "leave out detach() and no_grad() in the KL")  # fmt: skip
         return _fault(
             "kl-formula",
             f"what the loss has beside the log-likelihood is no KL to the prior: {rest:.2f} nats, "
@@ -502,7 +549,7 @@ def kl_value(exam: Exam) -> Finding:
         )
     off = rest - kl.weight * drawn
     words = f"{rest / kl.weight:.2f} nats, by draws {drawn:.2f} ± {error:.2f}"
-    if exam.family in ("gaussian", "laplace") and isinstance(exam.decoded, Tensor):
+    if exam.loose:
         return _ok(
             "the KL has the right gradient; a squared or absolute error leaves out constants"
         )
@@ -512,13 +559,14 @@ def kl_value(exam: Exam) -> Finding:
             "changes the value of the log-likelihood"
         )
     draws = 1 if kl.exact else KL_DRAWS / len(term.weights)  # an estimate by few has more error
-    if (
-        abs(off)
-        > 5 * abs(kl.weight) * error * math.sqrt(draws) + (1e-3 + kl.error) * abs(rest) + 0.01
-    ):
+    chance = 5 * abs(kl.weight) * error * math.sqrt(draws) + 0.01
+    # What is left of a large loss has lost digits.
+    rounding = 4 * torch.finfo(exam.seen.loss.dtype).eps * (exam.seen.loss / per_image).abs().item()
+    if abs(off) > chance + rounding + (1e-3 + kl.error) * abs(rest):
         return _fault("kl-value", f"the loss is off by a constant: {words}",
-                      "look for constants such as the -1 in the KL, or for a penalty on the "
-                      "weights, which is no fault: give a loss without it", off)  # fmt: skip
+                      "look for constants, such as the -1 in the KL or log(2 pi) / 2 for each "
+                      "pixel; what does not depend on z, such as a penalty on the weights, is no "
+                      "fault: give a loss without it", off)  # fmt: skip
     return _ok(words)
 
 
@@ -528,7 +576,7 @@ def below(exam: Exam) -> Finding:
         raise NotChecked("no loss was given")
     if scale(exam).verdict != "ok":
         raise NotChecked("the terms of the loss have to be right first")
-    if exam.family in ("gaussian", "laplace") and isinstance(exam.decoded, Tensor):
+    if exam.loose:
         raise NotChecked("a squared or absolute error is a log-density but for a constant")
     if not exam.term.exact:
         raise NotChecked("probabilities near 0 and 1 are kept from there: no log-likelihood")
@@ -759,8 +807,9 @@ def _draws(exam: Exam) -> tuple[str, float]:
         raise NotChecked("mean and spread are one tensor")
     if _constant(seen):
         raise NotChecked("z is the mean, without noise; is a flag of the model in evaluation mode?")
-    shift = (torch.cat(list(seen.z)) - seen.encoded.mu).sum(0).detach()
-    _, slope = gradients(torch.cat(list(seen.z)).sum(), [seen.encoded.mu, seen.encoded.spread])
+    z, mu = torch.cat(list(seen.z)), seen.encoded.mu
+    shift = _together(z - mu).detach()
+    _, slope = gradients(_together(z).sum(), [mu, seen.encoded.spread])
     kinds = [seen.encoded.kind] if seen.encoded.kind == "scale_tril" else KINDS
     misfits = {}
     for kind in kinds:
@@ -774,6 +823,11 @@ def _draws(exam: Exam) -> tuple[str, float]:
     if not slope.any() or not misfits[best] < FITS:
         raise NotChecked("z is no mean plus deviation times noise, by any reading of the spread")
     return best, misfits[best]
+
+
+def _together(draws: Tensor) -> Tensor:
+    """A sum over draws, with weights, or pairs of opposite noise would cancel."""
+    return torch.einsum("k...,k->...", draws, torch.linspace(1, 2, len(draws)).to(draws))
 
 
 def _constant(seen: Pass) -> bool:

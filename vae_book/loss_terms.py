@@ -180,6 +180,15 @@ def kl_term(
     return min(fits, key=lambda each: each.misfit)
 
 
+def shows(seen: Pass, p_z: Distribution, kind: str, weight: float) -> bool:
+    """Whether a KL of some weight, by one reading, would stand out of the rounding."""
+    inputs = [seen.encoded.mu, seen.encoded.spread]
+    _, rounding = _rest(seen)
+    _, exact, value = next(_divergences(seen, torch.ones(()).to(inputs[0]), p_z, [kind]))
+    draws = 1 if exact else sum(len(z) for z in seen.z)
+    return bool(weight / draws * _joined(value, inputs).norm() > 10 * rounding)
+
+
 def is_formula(seen: Pass, kinds: Sequence[str]) -> bool:
     """Whether what a loss has beside the log-likelihood is built like a KL, if not one itself.
 

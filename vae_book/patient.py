@@ -301,7 +301,10 @@ def tensors_of(decoded: Any) -> list[Tensor]:
     if isinstance(decoded, likelihoods.ImageDistribution):
         decoded = decoded.params
     if isinstance(decoded, Distribution):
-        decoded = [vars(decoded).get(name) for name in decoded.arg_constraints]
+        # Where one of two may be given, the other is computed from it and kept.
+        given = getattr(decoded, "_param", None)
+        names = decoded.arg_constraints
+        decoded = [given] if given is not None else [vars(decoded).get(name) for name in names]
     values = decoded if isinstance(decoded, list | tuple) else [decoded]
     return [each for each in values if isinstance(each, Tensor)]
 

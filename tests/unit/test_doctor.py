@@ -1,6 +1,7 @@
 """The doctor: healthy VAEs in three styles get a clean bill, each fault is found by its name."""
 
 import math
+import random
 import re
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch.distributions import (
     kl_divergence,
 )
 
-from vae_book import bounds, likelihoods
+from vae_book import bounds, doctor, likelihoods
 from vae_book.clinic import FAULTS, fault
 from vae_book.data import load_images
 from vae_book.distributions import DiagonalGaussian, Mixture
@@ -428,7 +429,7 @@ def test_how_far_off_a_weight_is_is_told_in_nats(script, x):
 
 def test_a_constant_that_is_missing_is_told_in_nats(script, x):
     report = diagnose(script.encode, script.decode, x, loss=WRONG["kl-value"])
-    assert "a penalty on the weights, which is no fault" in report["KL against draws"].advice
+    assert "such as a penalty on the weights, is no fault" in report["KL against draws"].advice
     assert report["KL against draws"].nats == pytest.approx(0.5 * UNITS, abs=0.3)
 
 
@@ -655,6 +656,8 @@ MANY_DRAWS = {
         -((log_w := several(self, x, 4)) * log_w.softmax(0)).sum()
     ),
     "draw-weights": lambda self, x: -several(self, x, 4).max(0).values.sum(),
+    "average-inside-the-logarithm": lambda self, x: -several(self, x, 4).logsumexp(1).sum(),
+    "image-weights": lambda self, x: -several(self, x, 4)[:, :32].mean(),
 }
 
 
@@ -868,6 +871,62 @@ def test_an_encoder_may_return_its_draw_and_name_its_outputs(form, noise, script
     assert report["scale and sign of both terms"].found == "log-likelihood summed, KL summed"
 
 
+def test_noise_of_python_is_seeded_and_goes_on_as_before(script, x):
+    seen = []
+
+    def loss(self, x):
+        seen.append(random.random())
+        return Script.loss(self, x)
+
+    model = broken(script, loss=loss)
+    for _ in range(2):
+        diagnose(model.encode, model.decode, x, loss=model.loss)
+    half = len(seen) // 2
+    assert seen[:half] == seen[half:]
+    before = random.getstate()  # the checks of types in the tests draw from it, too
+    with doctor._others_seeded(0):
+        random.random()
+    assert random.getstate() == before
+
+
+def drawn_by(noise):
+    """The loss with four draws of z for each image, with noise of one's own."""
+
+    def loss(self, x):
+        mu, log_var = self.encode(x)
+        z = mu + (0.5 * log_var).exp() * noise(torch.zeros(4, *mu.shape))
+        log_p = -F.binary_cross_entropy(self.decode(z), x.expand(4, -1, -1), reduction="none")
+        return self.kld(mu, log_var) - log_p.sum(-1).mean(0).sum()
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("noise", "fault"),
+    [
+        (torch.randn_like, ""),
+        (lambda zero: torch.cat([eps := torch.randn_like(zero[:2]), -eps]), ""),
+        (lambda zero: 0.8 * torch.randn_like(zero), "noise-scale"),
+        (lambda zero: 1.3 * torch.randn_like(zero), "noise-scale"),
+        (lambda zero: 0.3 + torch.randn_like(zero), "noise-scale"),
+        (lambda zero: 12**0.5 * (torch.rand_like(zero) - 0.5), "uniform-noise"),
+        (lambda zero: torch.randn_like(zero[:1]).expand_as(zero), "one-noise"),
+    ],
+)
+def test_noise_that_is_not_standard_normal_is_found_by_its_moments(noise, fault, script, x):
+    model = broken(script, loss=drawn_by(noise))
+    report = diagnose(model.encode, model.decode, x, loss=model.loss)
+    assert report.faults == tuple(fault.split()), str(report)
+    assert report["reparameterized gradient"].verdict == "ok"
+    assert report["log-variance or deviation"].verdict == "ok"
+
+
+def test_healthy_noise_is_rarely_called_another(script, x):
+    """Of 200 tries none, where one in 10,000 would be many."""
+    eps = torch.randn(200, 1000, generator=torch.Generator().manual_seed(0)).double()
+    assert not any(doctor._is_far_from_normal(each) for each in eps)
+
+
 def test_noise_of_another_deviation_is_told_from_noise_of_another_shape(script, x):
     model = broken(
         script,
@@ -1054,8 +1113,8 @@ DIVIDED = {
         F.binary_cross_entropy(p, x) + kl(*q)
     ),
     "kl-mean: beside a squared error": lambda x, q, p: squared(x, p) + kl(*q) / UNITS,
-    "kl-mean: over images as well": lambda x, q, p: cross_entropy(x, p) + kl(*q) / UNITS / 64,
-    "kl-over-784: over images as well": lambda x, q, p: cross_entropy(x, p) + kl(*q) / 784 / 64,
+    "kl-mean: over images as well": lambda x, q, p: cross_entropy(x, p) + kl(*q) / UNITS / len(x),
+    "kl-over-784: over images as well": lambda x, q, p: cross_entropy(x, p) + kl(*q) / 784 / len(x),
     "kl-weight: beside a squared error": lambda x, q, p: squared(x, p) / 64 + 0.00025 * kl(*q) / 64,
     "kl-weight: beside its average": lambda x, q, p: F.mse_loss(p, x) + 0.00025 * kl(*q) / 64,
     "kl-weight: too much noise": lambda x, q, p: squared(x, p) / 8 + kl(*q),
@@ -1079,6 +1138,86 @@ def test_a_weight_too_small_to_see_is_a_fault_all_the_same(weight, script, x):
     assert finding.nats == pytest.approx(kl(*script.encode(x)).item() / len(x), rel=0.1)
 
 
+@pytest.mark.parametrize("deviation", [0.01, 0.001])
+def test_a_weight_that_rounding_hides_is_not_called_a_fault(deviation, x):
+    """Beside a likelihood of little noise the KL's gradient is lost in single precision."""
+    torch.manual_seed(0)
+    fresh = Script()
+
+    def scale(**methods):
+        model = broken(fresh, **methods)
+        report = diagnose(model.encode, model.decode, x, loss=model.loss)
+        assert "kl-value" not in report.faults, str(report)
+        return report["scale and sign of both terms"]
+
+    def mean(self, z):
+        return self.fc4(F.relu(self.fc3(z)))
+
+    def normal(self, z):
+        return Normal(mean(self, z), deviation)
+
+    def likely(self, x):
+        mu, log_var = self.encode(x)
+        p = self.decode(self.reparameterize(mu, log_var))
+        return self.kld(mu, log_var) - p.log_prob(x).sum()
+
+    def error(self, x):
+        made, mu, log_var = self(x)
+        return squared(x, made) / (2 * deviation**2) + self.kld(mu, log_var)
+
+    for found in (scale(decode=normal, loss=likely), scale(decode=mean, loss=error)):
+        assert found.verdict == "not checked", str(found)
+        assert "to be seen in single precision" in found.found
+    without = scale(decode=mean, loss=lambda self, x: squared(x, self(x)[0]))
+    assert without.fault == "no-kl", str(without)
+
+
+def test_a_weight_that_happens_to_be_one_over_the_images_is_not_called_an_average(script, x):
+    noise = (2 / len(x)) ** 0.5 / 2  # the error has the weight 64, or 32 beside half of it
+    report = diagnose(
+        script.encode,
+        script.decode,
+        x,
+        loss=lambda x, q, p: (squared(x, p) / (2 * noise**2) + kl(*q)) / len(x),
+    )
+    assert report.healthy, str(report)
+    beta = 1 / (64 * UNITS)
+    chosen = diagnose(
+        script.encode, script.decode, x, loss=lambda x, q, p: cross_entropy(x, p) + beta * kl(*q)
+    )
+    assert chosen.faults == ("kl-weight",), str(chosen)
+    assert "whatever the number of images" in chosen["scale and sign of both terms"].found
+
+
+def test_a_kl_of_the_right_value_and_another_gradient_is_told(script, x):
+    report = diagnose(
+        script.encode,
+        script.decode,
+        x,
+        loss=lambda x, q, p: cross_entropy(x, p) + kl(q[0].detach(), q[1]),
+    )
+    finding = report["KL against draws"]
+    assert finding.fault == "kl-formula"
+    assert "the value of the KL" in finding.found
+    assert "leave out detach()" in finding.advice
+
+
+@pytest.mark.parametrize("name", ["logits", "probs"])
+def test_a_distribution_that_keeps_both_of_two_forms_is_read_once(name, script, x):
+    def decode(self, z):
+        p = Script.decode(self, z)
+        return ContinuousBernoulli(**{name: p.logit() if name == "logits" else p})
+
+    def loss(self, x):
+        q = self.encode(x)
+        return self.kld(*q) - self.decode(self.reparameterize(*q)).log_prob(x).sum()
+
+    model = broken(script, decode=decode, loss=loss)
+    report = diagnose(model.encode, model.decode, x, loss=model.loss)
+    assert report["scale and sign of both terms"].verdict == "ok", str(report)
+    assert report["KL against draws"].verdict == "ok"
+
+
 def test_what_each_term_was_divided_by_is_said_in_words(script, x):
     def found(name):
         report = diagnose(script.encode, script.decode, x, loss=DIVIDED[name])
@@ -1091,7 +1230,7 @@ def test_what_each_term_was_divided_by_is_said_in_words(script, x):
     assert each.advice == "sum the log-likelihood over pixels; sum the KL over the units of z"
     each = found("kl-weight: beside its average")
     assert "the KL has 0.098 times its weight beside half the squared error" in each.found
-    assert each.advice.startswith("if this was chosen, say beta=0.098;")
+    assert each.advice.startswith("if this noise was chosen, say beta=0.098;")
 
 
 @pytest.mark.parametrize(
