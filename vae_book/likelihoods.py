@@ -109,8 +109,18 @@ class ImageDistribution:
         object.__setattr__(self, "params", params)
 
     def log_prob(self, x: Pixels) -> Float[Tensor, "..."]:
-        """log p(x | z) of each image, in nats; see `Likelihood.log_prob`."""
-        return self.likelihood.log_prob(x, self.params)
+        """log p(x | z) of each image, in nats; see `Likelihood.log_prob`.
+
+        Raises:
+            ValueError: a `log_prob` of one's own gives something other than one for each image.
+        """
+        found = self.likelihood.log_prob(x, self.params)
+        if found.shape != self.params.shape[:-3]:
+            raise ValueError(
+                f"log_prob: expected a number for each image, shape {tuple(self.params.shape[:-3])}"
+                f", got {tuple(found.shape)}; sum over the last three axes"
+            )
+        return found
 
     @property
     def mean(self) -> Tensor:

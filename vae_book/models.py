@@ -165,7 +165,12 @@ class VAE(nn.Module):
         """
         self.check_latent(z)
         self.told_nothing(y)
-        return self.likelihood.given(self.decoder(z.to(self.weight.dtype)))
+        return self.likelihood.given(self.decoded(z.to(self.weight.dtype)))
+
+    def decoded(self, rows: Float[Tensor, "*batch row"]) -> Float[Tensor, "*batch c h w"]:
+        """What the decoder's layers make of each row, as of one batch, which is all some know."""
+        out = self.decoder(rows.reshape(-1, rows.shape[-1]))
+        return out.reshape(*rows.shape[:-1], *out.shape[1:])
 
     def prior(self, y: Tensor | None = None) -> Distribution:
         """p(z) = N(0, I).
@@ -390,7 +395,7 @@ class ConditionalVAE(VAE):
                 f"{tuple(row.shape[:-1])}"
             )
         beside = row.expand(*z.shape[:-1], -1)
-        return self.likelihood.given(self.decoder(torch.cat([z.to(row), beside], dim=-1)))
+        return self.likelihood.given(self.decoded(torch.cat([z.to(row), beside], dim=-1)))
 
     def prior(self, y: Tensor | None = None) -> Distribution:
         """p(z | y) for each y.

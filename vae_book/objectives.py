@@ -88,9 +88,18 @@ class Objective:
             made: what the model's ``forward`` has made of them.
             terms: their ELBO, as from `vae_book.bounds.elbo_terms`.
             epoch: the epoch, counted from 0.
+
+        Raises:
+            ValueError: an objective of one's own gives something else.
         """
         if self.bound == "elbo":
-            return self(terms, made.q_z, epoch)
+            found = self(terms, made.q_z, epoch)
+            if found.shape != terms.log_likelihood.shape:
+                raise ValueError(
+                    f"objective: expected a loss for each image, shape "
+                    f"{tuple(terms.log_likelihood.shape)}, got {tuple(found.shape)}"
+                )
+            return found
         return importance_weighted_loss(x, made, doubly=self.bound == "iwae-dreg")
 
     def __call__(self, terms: Elbo, q_z: DiagonalGaussian, epoch: int = 0) -> Float[Tensor, " n"]:

@@ -159,9 +159,12 @@ def fit(
     Equation ``eq-loss``; Kingma and Welling (2014), algorithm 1. The noise comes from the CPU, a
     stream of its own for each epoch, so that a seed means the same run on every device. Under
     ``torchrun`` each process takes its share of every batch, and the result is that of one
-    process with the same ``batch_size``. Both hold up to rounding, which grows in training. On a
-    CUDA device steps are replayed as a graph, see `vae_book.capture`, and the CPU waits for the
-    device at the end of an epoch only. This has not been measured on a GPU.
+    process with the same ``batch_size``. Both hold up to rounding, which grows in training, and
+    for models whose layers draw nothing and average over no batch: dropout draws from torch's own
+    generator, batch norm sees the share of each process. Such layers stay in the mode, training or
+    evaluation, in which the model comes. On a CUDA device steps are replayed as a graph, see
+    `vae_book.capture`, and the CPU waits for the device at the end of an epoch only. This has not
+    been measured on a GPU.
 
     Args:
         model: the model, on the device where it is to be trained.
@@ -196,6 +199,8 @@ def fit(
     if resume and checkpoint is None:
         raise ValueError("resume: expected a checkpoint to go on from, got none")
     shared = asdict(chosen)
+    if type(chosen.objective) is not Objective:  # one's own may have the same numbers
+        shared["kind of objective"] = type(chosen.objective).__qualname__
     if checkpoint or parallel.world_size() > 1:
         shared |= {"source": data.source, "images": fingerprint(data)}
         shared |= {"held_out": None if held_out is None else fingerprint(held_out)}
@@ -265,6 +270,11 @@ def advice(model: VAE, seen: list[Images], settings: Settings, epoch: int) -> It
             f"as it was before ({what_torch_says(error)})"
         ) from error
     except ValueError as error:
+        if "more than 1 value per channel" in str(error):  # torch's, of batch norm
+            raise ValueError(
+                "batch_size: batch norm needs two images in each step, and one step has a single "
+                f"one; choose another batch_size than {settings.batch_size}"
+            ) from error
         if isinstance(error, NotFiniteError) or makes_numbers(model, seen):
             raise
         raise too_large_steps(settings, epoch, str(error)) from error

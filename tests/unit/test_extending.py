@@ -15,8 +15,9 @@ from vae_book.device import seeded, standard_normal
 from vae_book.distributions import DiagonalGaussian, Mixture
 from vae_book.evaluation import average_elbo, class_log_bounds, log_likelihood, posteriors
 from vae_book.images import Images
-from vae_book.likelihoods import Likelihood
+from vae_book.likelihoods import Bernoulli, Likelihood
 from vae_book.models import CVAE, VAE
+from vae_book.objectives import Objective
 from vae_book.training import fit
 
 
@@ -180,3 +181,74 @@ def test_a_prior_without_closed_form_gives_weights_that_average_to_the_same_boun
         pixels = torch.distributions.Laplace(made.p_x.params, 0.2).log_prob(x).sum((-3, -2, -1))
         expected = pixels + parts.log_prob(made.z) - q_z.log_prob(made.z).sum(-1)
     torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_batch_norm_in_a_decoder_sees_images_and_not_draws(corners, told):
+    """Also where there are as many images as hidden units, which it could take for each other."""
+    torch.manual_seed(0)
+    options = {"latent": 2, "hidden": len(corners), "image_shape": (1, 4, 4)}
+    model = CVAE(classes=3, **options) if told else VAE(**options)
+    model.decoder.insert(1, nn.BatchNorm1d(len(corners)))
+    fit(model, corners, epochs=3, batch_size=20, lr=0.01, n_samples=2)
+    y = corners.labels if told else None
+    eps = standard_normal((3, 60, 2), seeded(0))
+    with torch.no_grad():
+        each = [elbo(model.eval(), corners.images, one, y=y).value for one in eps]
+        together = elbo(model, corners.images, eps, y=y).value
+    torch.testing.assert_close(together, torch.stack(each).mean(0))
+    found = average_elbo(model, corners, n_samples=3).value
+    assert found == pytest.approx(together.mean().item(), abs=0.5)
+    assert model.sample(4, y=y[:4] if told else None).shape == (4, 1, 4, 4)
+
+
+class PerRow(Bernoulli):
+    def log_prob(self, x, params):
+        return self.pixel_log_prob(x, params).sum((-2, -1))  # the channels stay
+
+
+def test_a_log_prob_that_is_no_number_for_each_image_is_refused(corners):
+    model = VAE(2, 8, (1, 4, 4), likelihood=PerRow(relaxed=True))
+    with pytest.raises(ValueError, match=r"^log_prob: expected .* \(1, 60\), got \(1, 60, 1\)"):
+        average_elbo(model, corners)
+    with pytest.raises(ValueError, match=r"log_prob: expected .* sum over the last three axes"):
+        fit(model, corners, epochs=1)
+
+
+class Averaged(Objective):
+    def __call__(self, terms, q_z, epoch=0):
+        return -terms.value.mean()
+
+
+class Crossed(Objective):
+    def __call__(self, terms, q_z, epoch=0):
+        return terms.kl.unsqueeze(-1) - terms.log_likelihood
+
+
+class Scaled(Objective):
+    def __call__(self, terms, q_z, epoch=0):
+        return -5 * terms.value
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(Averaged, r"\(\)"), (Crossed, r"\(20, 20\)")])
+def test_an_objective_that_gives_no_loss_for_each_image_is_refused(corners, kind, shape):
+    model = VAE(2, 8, (1, 4, 4))
+    with pytest.raises(
+        ValueError, match=rf"^objective: expected a loss for each image, .* \(20,\), got {shape}"
+    ):
+        fit(model, corners, epochs=1, batch_size=20, objective=kind())
+
+
+def test_a_run_goes_on_with_its_own_kind_of_objective_alone(corners, tmp_path):
+    model, path = VAE(2, 8, (1, 4, 4)), tmp_path / "run.pt"
+    kept = {"batch_size": 20, "checkpoint": path}
+    fit(model, corners, epochs=1, objective=Scaled(), **kept)
+    assert fit(model, corners, epochs=2, objective=Scaled(), resume=True, **kept).epochs == 2
+    with pytest.raises(ValueError, match="kind of objective was 'Scaled' and is now None"):
+        fit(model, corners, epochs=3, resume=True, **kept)
+
+
+def test_a_step_of_one_image_under_batch_norm_names_the_batch_size(corners):
+    model = Noisy()
+    with pytest.raises(ValueError, match=r"^batch_size: batch norm needs two .* than 59"):
+        fit(model, corners, epochs=1, batch_size=59)
