@@ -51,7 +51,8 @@ def one_seed(train: Images, test: Images, seed: int) -> dict:
     mu, _ = posteriors(of_gray, test)
     return {
         **protocol("VAE 784-400-20", train, bound),
-        "quantity": "negative ELBO, K=10",
+        "quantity": "negative ELBO, K=10; minus_log_p: estimate of -log p(x), K=200",
+        "pixels": "gray: grayscale; sees_..., trained_on_binary, minus_log_p: binarized, seed 5",
         "seeds": [seed],
         "epochs": EPOCHS,
         "gray": bound.negative_elbo,
