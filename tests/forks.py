@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 FORKS = sys.platform == "linux"
@@ -130,6 +131,9 @@ class Rank(subprocess.Popen):
         try:
             os.setsid()
             os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+            # What has the number of its pipe by then would be written to, and closed.
+            if (pipe := resource_tracker._resource_tracker._fd) is not None:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), pipe)
             Path("/proc/self/comm").write_text(f"rank {env['RANK']}")
             signal.set_wakeup_fd(-1)
             logging.disable(logging.NOTSET)
