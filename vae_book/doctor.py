@@ -460,8 +460,10 @@ def _ratio(exam: Exam, ratio: float, about: float, words: str, off: float, whole
         ):
             continue
         if _is_chance(exam, place, divided):
-            weights = f"log-likelihood times {whole:.3g}, KL times {whole * ratio * exam.beta:.3g}"
-            words = f"{weights}, whatever the number of images"
+            by_kl = whole * ratio * exam.beta
+            words = (
+                f"log-likelihood times {whole:.3g}, KL times {by_kl:.3g}, for any number of images"
+            )
             continue
         return _fault(name, words, advice, off)
     beside = ""
