@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json as json_format
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -291,14 +292,20 @@ def _check_split(trained: Checkpoint, model: VAE, data: Images) -> None:
     """Raise ValueError if pictures of the folder that a model was trained on are in another split.
 
     One more or less moves others. Those of one split may be others than then while those of
-    training are the same.
+    training are the same. Warns where nobody can tell.
     """
     run, folder = trained.settings, Path(data.source)
     if not run.get("held_out") or not folder.is_dir():  # the other sources do not change
         return
-    if folder.resolve() != Path(run["source"]).resolve():
-        return
     if data.split == "test" and fingerprint(_scorable(model, data, run["seed"])) == run["held_out"]:
+        return
+    if folder.resolve() != Path(run["source"]).resolve():
+        if not Path(run["source"]).is_dir():
+            warnings.warn(
+                f"{run['source']}, where the pictures of training were, is gone; if some of them "
+                f"are in {folder}, the model may know what it is measured on",
+                stacklevel=2,
+            )
         return
     on_train = data if data.split == "train" else _load_for(model, "train", data.source)
     if fingerprint(on_train) != run["images"]:

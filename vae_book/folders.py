@@ -36,7 +36,7 @@ UNCLEAR = (  # words in the names of other layouts, which are taken neither for 
 )
 IMAGES = {"image", "images", "img", "imgs", "jpegimages", "photo", "photos", "picture", "pictures"}
 MASKS = {  # which come with images, a picture for each
-    *("mask", "masks", "segmentation", "segmentations", "segmentationclass"),
+    *("mask", "masks", "seg", "segmentation", "segmentations", "segmentationclass"),
     *("annotation", "annotations", "label", "labels", "gt", "groundtruth"),
 }
 CLUTTER = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}  # made by systems
@@ -77,9 +77,9 @@ def read_folder(
 
     Raises:
         ValueError: there is no picture, or none for this split; classes have the names of splits,
-            as ``train_set`` beside ``test_set``, or of images beside their masks, or one split
-            alone has folders of classes; the pictures have several sizes and ``size`` is None; or
-            they would not fit into memory.
+            as ``train_set`` beside ``test_set``, or there are masks beside images; one split alone
+            has folders of classes; the pictures have several sizes and ``size`` is None; or they
+            would not fit into memory.
         DataError: pictures cannot be read, and which; or the folder has changed since the other
             split was read, which then no longer fits this one.
     """
@@ -208,13 +208,15 @@ def _find(folder: Path) -> Found:
     if is_split:
         if str(test).lower() not in TEST[:2]:
             notes.append(f"{test} was taken for the missing test")
-        found = _inside({path: each for path, each in found.items() if each[0] in (train, test)})
+        in_split = {path: each for path, each in found.items() if each[0] in (train, test)}
+        found = _inside(in_split)
     if any(len(parts) > 1 for parts in found.values()):
         found = {path: parts for path, parts in found.items() if len(parts) > 1}
     if beside := [path for path in pictures if path not in found]:
-        notes.append(
-            f"left out, since they lie beside the class folders: {_listed(beside, folder)}"
-        )
+        reason = "they lie beside the class folders"
+        if is_split and any(path not in in_split for path in beside):
+            reason = f"pictures are taken from the class folders of {train} and {test} alone"
+        notes.append(f"left out, since {reason}: {_listed(beside, folder)}")
     if deeper := sorted({"/".join(parts[:2]) for parts in found.values() if len(parts) > 2}):
         few = f"{', '.join(deeper[:3])}{', ...' if len(deeper) > 3 else ''}"
         notes.append(f"folders inside a class belong to it: {few}")
@@ -222,6 +224,8 @@ def _find(folder: Path) -> Found:
     names = [each[0] if len(each) > 1 else folder.resolve().name for each in found.values()]
     names = [unicodedata.normalize("NFC", name) for name in names]
     _check_pairs(folder, set(names))
+    _check_pairs(folder, {parts[1] for parts in found.values() if len(parts) > 2})
+    _check_marked(found)
     sides = np.array([in_test[path] for path in found])
     if not is_split:
         _check_classes(folder, set(names))
@@ -311,6 +315,19 @@ def _check_pairs(folder: Path, classes: set[str]) -> None:
             f"{masks[0]}, which look like pictures and what is marked in them; pass the folder "
             f"{images[0]} alone, or rename the two if they are classes"
         )
+
+
+def _check_marked(found: Parts) -> None:
+    """Raise ValueError for pictures beside their masks in one folder, told by their names."""
+    stems = {(path.parent, path.stem) for path in found}
+    for path in found:
+        marked = re.fullmatch(rf"(.+)[_-](?:{'|'.join(MASKS)})(?:[_-]?\d+)?", path.stem, re.I)
+        if marked and (path.parent, marked[1]) in stems:
+            raise ValueError(
+                f"source: expected pictures alone, got {path.name} beside {marked[1]} in "
+                f"{path.parent}, which looks like what is marked in it; move such files out of the "
+                "folder, or rename them if they are pictures of their own"
+            )
 
 
 def _check_no_splits_inside(folder: Path, found: Parts) -> None:

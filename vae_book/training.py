@@ -386,7 +386,8 @@ def stream(
     """The batches of an epoch from a DataLoader, for data that do not fit into memory (chapter 14).
 
     Pass them to `train_epoch`. The loader decides the order and the size of the batches. Under
-    ``torchrun`` it has to give each process its own share, as with torch's ``DistributedSampler``.
+    ``torchrun`` it has to give each process its own share, as with torch's ``DistributedSampler``;
+    each draws noise of its own.
 
     Args:
         model: the model to be trained; batches go to its device.
@@ -396,9 +397,11 @@ def stream(
         epoch: makes the noise another one in each epoch.
 
     Raises:
-        ValueError: a batch does not fit the model.
+        ValueError: a batch does not fit the model, or there is none.
     """
-    generator, device = seeded(settings.seed, epoch), model.weight.device
+    shared = () if parallel.world_size() == 1 else (parallel.rank(),)
+    generator, device = seeded(settings.seed, epoch, *shared), model.weight.device
+    batch = None
     for batch in loader:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             kind = type(batch).__name__
@@ -416,6 +419,8 @@ def stream(
         eps = standard_normal((settings.n_samples, len(data), model.latent), generator, device)
         eps = eps[0] if settings.n_samples == 1 else eps
         yield Batch(x, y, eps, 1 / len(data))
+    if batch is None:
+        raise ValueError("loader: expected at least one batch, got none; an iterator can end once")
 
 
 def check_kinds(

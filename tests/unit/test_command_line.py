@@ -782,6 +782,9 @@ def test_a_folder_that_was_moved_is_named_and_its_new_place_asked_for(folder, tm
     assert re.search(rf"error: source: .* names {re.escape(str(pictures))}, .*add --source", line)
     main([*command, "--source", str(moved)])
     assert "negative ELBO" in capsys.readouterr().out
+    Image.fromarray(np.full((28, 28), 7, np.uint8)).save(moved / "one" / "07b.png")
+    with pytest.warns(UserWarning, match=rf"{re.escape(str(pictures))}, .* is gone; .*{moved}"):
+        main([*command, "--source", str(moved)])
 
 
 def test_a_folder_is_known_by_the_same_name_from_everywhere(monkeypatch, folder):

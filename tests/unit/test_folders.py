@@ -650,7 +650,8 @@ def test_validation_pictures_stand_in_for_a_missing_test(name, tmp_path):
     assert levels(test) == [50, 51, 52]
     fill(tmp_path / "test" / "cat", 2, 70)
     told, test = warning_of(lambda: load("test", str(tmp_path)))
-    assert f"left out, since they lie beside the class folders: 3 .png ({name}" in told
+    reason = "pictures are taken from the class folders of train and test alone"
+    assert f"left out, since {reason}: 3 .png ({name}" in told
     assert levels(test) == [70, 71]
 
 
@@ -703,6 +704,31 @@ def test_images_beside_their_masks_are_no_two_classes(images, masks, around, tmp
         load("train", str(tmp_path))
     if around == ["."]:
         assert load("train", str(tmp_path / images)).classes == (images,)
+
+
+def test_images_beside_their_masks_inside_of_classes_are_refused(tmp_path):
+    for place, name in enumerate(["one", "two"]):
+        fill(tmp_path / name / "images", 5, 10 * place)
+        fill(tmp_path / name / "masks", 5, 100 + 10 * place)
+    with pytest.raises(ValueError, match=r"^source: .* images beside masks"):
+        load("train", str(tmp_path))
+
+
+@pytest.mark.parametrize("mark", ["_mask", "-Segmentation", "_gt_1", "_mask1"])
+def test_a_picture_beside_its_mask_is_refused(mark, tmp_path):
+    fill(tmp_path / "cat", 10)
+    save(tmp_path / "cat" / f"003{mark}.png", np.full((4, 4), 200, np.uint8))
+    with pytest.raises(ValueError, match=rf"^source: .* 003{mark}\.png beside 003 in .*cat, "):
+        load("train", str(tmp_path))
+    (tmp_path / "cat" / "003.png").unlink()
+    assert len(load("train", str(tmp_path))) == 9
+
+
+def test_two_folders_for_training_are_told(tmp_path):
+    for place, name in enumerate(["train", "training", "test"]):
+        fill(tmp_path / name / "cat", 5, 20 * place)
+    told, _ = warning_of(lambda: load("train", str(tmp_path)))
+    assert "class folders of train and test alone: 5 .png (training/cat/020.png" in told
 
 
 def test_labels_may_be_a_class_of_its_own(tmp_path):

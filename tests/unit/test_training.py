@@ -1308,6 +1308,23 @@ def test_a_stream_has_other_noise_in_each_epoch_and_draws_binary_pixels_if_asked
     assert not torch.equal(first.x, next_one.x)
 
 
+def test_each_process_draws_other_noise_for_its_share_of_a_stream(monkeypatch):
+    data = gray()
+    monkeypatch.setattr(training.parallel, "world_size", lambda: 2)
+    noise = []
+    for rank in (0, 1, 1):
+        monkeypatch.setattr(training.parallel, "rank", lambda rank=rank: rank)
+        parts = training.stream(tiny(), [(data.images, data.labels)], training.Settings())
+        noise.append(next(parts).eps)
+    assert not torch.equal(noise[0], noise[1])
+    assert torch.equal(noise[1], noise[2])
+
+
+def test_a_stream_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"^loader: expected at least one batch, got none"):
+        train_on(tiny(), [])
+
+
 def train_on(model, loader, **settings):
     chosen = training.Settings(**settings)
     parts = training.stream(model, iter(loader), chosen)
