@@ -181,9 +181,10 @@ def _checked_device(device: Any) -> torch.device:
 
 
 def _unknown(source: object) -> ValueError:
+    named = ", ".join(f"{name!r} ({data_set})" for name, data_set in TORCHVISION.items())
     return ValueError(
-        f"source: expected 'bundled', {', '.join(map(repr, TORCHVISION))} or the path of a "
-        f"folder of pictures, got {source!r}"
+        f"source: expected 'bundled', {named} or the path of a folder of pictures that is there, "
+        f"got {source!r}"
     )
 
 

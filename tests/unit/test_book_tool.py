@@ -120,7 +120,7 @@ def test_a_cell_that_is_new_or_has_changed_is_marked_on_the_page(tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("no-such-set", "source: expected 'bundled', 'full', .* got 'no-such-set'\n"),
+        ("no-such-set", r"source: expected 'bundled', 'full' \(MNIST\), .* got 'no-such-set'\n"),
         ("empty", r"source: no pictures in .*empty"),
         ("full", r"(?s).*To go on, "),
     ],

@@ -246,8 +246,8 @@ def test_what_is_unknown_is_refused(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     for wrong, message in [
         ({"split": "valid"}, "split: expected 'train' or 'test', got 'valid'"),
-        ({"source": "cifar"}, "source: .*'bundled', 'full', 'fashion', 'kmnist' or .*'cifar'"),
-        ({"source": str(tmp_path / "file")}, "source: .* folder of pictures, got .*file"),
+        ({"source": "cifar"}, r"source: .*'bundled', 'full' \(MNIST\), .*\(KMNIST\) or .*'cifar'"),
+        ({"source": str(tmp_path / "file")}, "source: .* folder of pictures .*, got .*file"),
         ({"source": "~nobody-of-this-name/x"}, "source: .*got '~nobody-of-this-name/x'"),
         ({"source": 5}, "source: expected 'bundled', .* or the path of a folder .*, got 5"),
         ({"source": 0}, "source: expected .*, got 0"),
